@@ -1,0 +1,5 @@
+"""``python -m flambeau`` is the ``flambeau`` command."""
+
+from flambeau.app.cli import main
+
+main()
