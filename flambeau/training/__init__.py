@@ -1,0 +1,26 @@
+"""One training loop for every paper: schedules, precision, averaging, checkpoints and exact resume."""
+
+from flambeau.training.checkpoint import CheckpointError
+from flambeau.training.interrupts import Interrupted
+from flambeau.training.loop import to_device
+from flambeau.training.precision import Autocast, Precision
+from flambeau.training.progress import ConsoleProgress
+from flambeau.training.prototypes import fit_prototypes
+from flambeau.training.schedules import OneCycle, StepHalving, WarmupCosine, constant
+from flambeau.training.trainer import Fit, Trainer
+
+__all__ = [
+    "Autocast",
+    "CheckpointError",
+    "ConsoleProgress",
+    "Fit",
+    "Interrupted",
+    "OneCycle",
+    "Precision",
+    "StepHalving",
+    "Trainer",
+    "WarmupCosine",
+    "constant",
+    "to_device",
+    "fit_prototypes",
+]
