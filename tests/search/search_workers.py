@@ -1,0 +1,94 @@
+"""What the tests send to worker processes; also the script of a controller that gets killed."""
+
+import os
+import random
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from flambeau.search.algorithm import Algorithm
+from flambeau.search.evaluate import search
+from flambeau.search.sample import sample
+from flambeau.symbolic import floatv, oneof
+
+
+def space():
+    return [oneof([0, 1, 2, 3]), floatv(0.0, 1.0), oneof([oneof([0.0, 0.5]), lambda: 0.25])]
+
+
+class Climber(Algorithm):
+    """A random walk whose every proposal depends on the order and values of all feedback so far."""
+
+    def setup(self, spec, seed):
+        self.spec, self.seed, self.count, self.mark = spec, seed, 0, "start"
+
+    def propose(self):
+        self.count += 1
+        return self.spec.random(random.Random(f"{self.seed}/{self.count}/{self.mark}"))
+
+    def feedback(self, dna, reward):
+        self.mark = f"{hash_text(self.mark)}/{dna.to_json()}/{reward}"
+
+    def state_dict(self):
+        return {"count": self.count, "mark": self.mark}
+
+    def load_state_dict(self, state):
+        self.count, self.mark = state["count"], state["mark"]
+
+
+def hash_text(text):
+    return random.Random(text).random()
+
+
+def score(value, feedback):
+    return value[0] + value[1] + value[2] + random.Random(feedback.seed).random()
+
+
+def slow_score(value, feedback):
+    time.sleep(0.02 * random.Random(str(value)).random())
+    return score(value, feedback)
+
+
+def score_or_die(value, feedback, trials, folder):
+    """SIGKILL this worker, once, in each of `trials`."""
+    marker = Path(folder) / f"died-{feedback.id}"
+    if feedback.id in trials and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return score(value, feedback)
+
+
+def always_die(value, feedback):
+    if feedback.id == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
+def fail(value, feedback):
+    raise ArithmeticError("no such number")
+
+
+def slow_and_logged(value, feedback, folder):
+    (Path(folder) / f"pid-{os.getpid()}").touch()
+    time.sleep(0.05)
+    return score(value, feedback)
+
+
+def loop_on(path, count):
+    """One of several processes that run the same loop on one file."""
+    for value, feedback in sample(space, Climber(), count, study=path):
+        feedback(score(value, feedback))
+
+
+def outcome(study):
+    return [(trial.dna, trial.reward) for trial in study.trials()]
+
+
+if __name__ == "__main__":
+    path, folder, backend, workers = sys.argv[1:]
+    evaluate = partial(slow_and_logged, folder=folder)
+    search(
+        space, Climber(), evaluate, 24, study=path, backend=backend, workers=int(workers), deterministic=True, batch=4
+    )
