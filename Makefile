@@ -17,6 +17,7 @@ test: .venv/.everything lint
 
 lint: .venv/.everything
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

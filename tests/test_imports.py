@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-
 COMMAND = "from typer.testing import CliRunner; from flambeau.app.cli import app; "
 
 

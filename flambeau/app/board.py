@@ -169,7 +169,7 @@ class Board:
 
     def _past_runs(self, key: str) -> list[dict[str, Any]]:
         """The newest finished runs of a paper, at most ten."""
-        found = []
+        found: list[dict[str, Any]] = []
         for path in sorted((self.runs / key).glob("*/run.json"), reverse=True):
             if len(found) == 10:
                 break

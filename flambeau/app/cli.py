@@ -80,7 +80,9 @@ def list_papers(
 
 
 @app.command()
-def show(key: Annotated[str, typer.Argument(help="A key of `flambeau list`.")], as_json: Json = False) -> None:
+def show(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A key of `flambeau list`.")], as_json: Json = False
+) -> None:
     """Show a paper: its claims, the parameters that PATH=VALUE can change, and the last recorded figures."""
     from flambeau.app.results import recorded
 
@@ -128,7 +130,7 @@ def show(key: Annotated[str, typer.Argument(help="A key of `flambeau list`.")], 
 
 @app.command()
 def run(
-    key: Annotated[str, typer.Argument(help="A key of `flambeau list`.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A key of `flambeau list`.")],
     overrides: Overrides = None,
     preset: Preset = "cpu",
     config: Config = None,
@@ -192,7 +194,7 @@ def _fresh(runs: Path) -> Path:
 
 @app.command()
 def search(
-    key: Annotated[str, typer.Argument(help="A key of `flambeau list`.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A key of `flambeau list`.")],
     overrides: Overrides = None,
     trials: Annotated[int, typer.Option(help="Candidates to run.", min=1)] = 20,
     algorithm: Annotated[
@@ -234,7 +236,7 @@ def search(
 
 @app.command()
 def record(
-    key: Annotated[str, typer.Argument(help="A key of `flambeau list`.")],
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A key of `flambeau list`.")],
     overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     preset: Preset = "cpu",
@@ -307,6 +309,29 @@ def _figure(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
+
+
+@app.command()
+def bench(
+    ops: Annotated[list[str] | None, typer.Argument(metavar="[OP]...", help="All of them unless given.")] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of each way; the best counts.", min=1)] = 7,
+    threads: Annotated[int, typer.Option(help="Processor threads.", min=1)] = 1,
+    as_json: Json = False,
+) -> None:
+    """Time the ops against what a user would otherwise call, in one interleaved run, beside the machine's floor."""
+    from flambeau.ops.bench import bench as measure
+
+    rows = measure(ops or [], repeats=repeats, threads=threads)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(_figure(value) for value in row.values()))
+    Console().print(table)
 
 
 @app.command()

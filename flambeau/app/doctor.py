@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -62,13 +61,12 @@ def checks() -> list[Check]:
 
 
 def _compiler() -> Check:
-    from flambeau.ops.build import find_compiler
+    from flambeau.ops.build import BuildError, instruction_set
 
-    compiler = find_compiler()
-    if compiler is None:
-        return Check("C++ compiler", False, "none: ops use their PyTorch reference", "apt-get install g++")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
-    return Check("C++ compiler", True, version[0] if version else compiler)
+    try:
+        return Check("C++ compiler", True, f"builds kernels for {instruction_set()}")
+    except BuildError as error:
+        return Check("C++ compiler", False, f"ops use their PyTorch reference: {error}", "apt-get install g++")
 
 
 def _gpu(torch) -> Check:

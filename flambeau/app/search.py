@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from flambeau.experiment.definition import Experiment
 from flambeau.experiment.runner import run_experiment
 from flambeau.files import write_json
 from flambeau.papers.catalog import load
 from flambeau.search import Feedback, Study, search
-from flambeau.symbolic import Node, parse_value, template, to_json
+from flambeau.symbolic import Node, parse_value, symbolize, template, to_json
+from flambeau.training.progress import Progress
 
 
 def search_experiment(
@@ -29,7 +27,7 @@ def search_experiment(
     device: str = "cpu",
     backend: str = "inline",
     workers: int = 1,
-    progress: Callable[[str, int | None], Any] | None = None,
+    progress: Progress | None = None,
 ) -> Study:
     """Search over the choices of `tree`; continues the study that `folder` holds.
 
@@ -50,9 +48,12 @@ def search_experiment(
         raise ValueError(f"--algorithm must be a search algorithm such as Random(), got {algorithm!r}")
     folder.mkdir(parents=True, exist_ok=True)
     improved = metric_of(experiment, metric)
-    reward = partial(trial, key=experiment.key, metric=improved, preset=preset, seed=seed, device=device, folder=folder)
+    where = str(folder.resolve())
+    reward = TRIAL.partial(  # a node, so that the study file alone is enough to go on
+        key=experiment.key, metric=improved, preset=preset, seed=seed, device=device, folder=where
+    )
     study = search(
-        tree, chosen.build(), reward, trials, backend=backend, workers=workers,  # type: ignore[arg-type]
+        tree, chosen, reward, trials, backend=backend, workers=workers,  # type: ignore[arg-type]
         study=folder / "study.db", name=experiment.key, seed=seed, infeasible="skip", progress=progress,
     )  # fmt: skip
     best = study.best()
@@ -79,15 +80,19 @@ def trial(
     preset: str,
     seed: int,
     device: str,
-    folder: Path,
+    folder: str,
 ) -> float | None:
     """Run one candidate in a folder of its own; its reward is the claim's value, larger is better."""
     name, sign = metric
     began = time.strftime("%Y-%m-%d_%H-%M-%S")
-    out = folder / "trials" / f"{feedback.id:05d}_{began}"
+    out = Path(folder) / "trials" / f"{feedback.id:05d}_{began}"
     result = run_experiment(load(key), tree=value, out=out, preset=preset, seed=seed, device=device)
     measured = {claim["name"]: claim["value"] for claim in result["claims"] if claim["value"] is not None}
     if name not in measured:
         feedback.skip()
         return None
     return sign * measured[name]
+
+
+# Held here, so that a study file may name it: files cannot call functions of the application otherwise.
+TRIAL = symbolize(trial)

@@ -15,6 +15,7 @@ import torch
 from flambeau.experiment.claims import Outcome, judge, unmeasured
 from flambeau.experiment.definition import Experiment
 from flambeau.files import write_bytes
+from flambeau.training.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ class Run:
         seed: int = 0,
         preset: str = "cpu",
         device: str = "cpu",
-        progress: Callable[[str, int | None], Any] | None = None,
+        progress: Progress | None = None,
     ):
         self.seed, self.preset, self.folder, self.device = seed, preset, Path(folder), torch.device(device)
         self.outcomes: dict[str, Outcome] = {}
@@ -87,7 +88,7 @@ class Run:
         self._metrics.flush()
 
     @contextmanager
-    def progress(self, description: str, total: int | None = None) -> Iterator[_Task]:
+    def progress(self, description: str, total: int) -> Iterator[_Task]:
         """A stage of the run with `total` steps: shown to the user, and followed by the board."""
         if self._shown is None:
             yield _Task(self._event, description, total, None)
@@ -122,7 +123,7 @@ class Run:
 class _Task:
     """The stage under way; events are thinned to five a second, so that a fast loop is not slowed by its display."""
 
-    def __init__(self, write: Callable[[dict[str, Any]], None], description: str, total: int | None, shown: Any):
+    def __init__(self, write: Callable[[dict[str, Any]], None], description: str, total: int, shown: Any):
         self._write, self._description, self._total, self._shown = write, description, total, shown
         self._done, self._written = 0, 0.0
         self._write({"stage": description, "done": 0, "total": total})

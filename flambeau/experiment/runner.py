@@ -8,7 +8,7 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from flambeau.experiment.run import Run
 from flambeau.files import read_json, write_json
 from flambeau.symbolic import Node, digest, to_json
 from flambeau.symbolic import template as template_of
+from flambeau.training.progress import Progress
 
 CONTRACT = ("paper", "preset", "seed", "seconds", "commit", "environment", "claims", "artifacts")
 
@@ -36,7 +37,7 @@ def run_experiment(
     seed: int = 0,
     device: str = "cpu",
     threads: int | None = None,
-    progress: Callable[[str, int | None], Any] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run `experiment` in the folder `out` and return the result, which is also its ``run.json``.
 
@@ -49,7 +50,7 @@ def run_experiment(
         tree: the parameters, in place of those of the preset and the overrides; see :meth:`Experiment.tree`.
         overrides: ``path=value`` patches of the parameters.
         device: a torch device; ``"cuda"`` fails here if there is none.
-        threads: processor threads of torch, by default at most two, since more of them hide contention in timings.
+        threads: processor threads of torch, by default at most two of those it has: more of them blur timings.
 
     Raises:
         ValueError: unknown preset, path, value or device; a parameter left undecided; a folder that holds another run.
@@ -72,7 +73,7 @@ def run_experiment(
             raise ValueError(f"{folder}: another process is running here") from None
         identity = _identity(experiment, tree, preset, seed)
         _check_folder(folder, identity)
-        torch.set_num_threads(threads or min(2, os.cpu_count() or 1))
+        torch.set_num_threads(threads or min(2, torch.get_num_threads()))
         random.seed(seed)
         numpy.random.seed(seed)
         torch.manual_seed(seed)

@@ -97,13 +97,12 @@ class Description:
 def describe(key: str) -> Description:
     """Read the declarations of a paper's module from its source, so that showing a paper does not import torch."""
     module = ast.parse((FOLDER / f"{key}.py").read_text(encoding="utf-8"))
-    constants = {
-        target.id: node.value
-        for node in module.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    constants: dict[str, ast.expr] = {}
+    for node in module.body:
+        if isinstance(node, ast.Assign):
+            constants |= {target.id: node.value for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            constants[node.target.id] = node.value
     function = next(node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "run")
     arguments = zip(function.args.kwonlyargs, function.args.kw_defaults)
     return Description(

@@ -1,0 +1,1 @@
+"""The other places a model runs."""

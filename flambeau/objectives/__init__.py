@@ -1,0 +1,7 @@
+"""What is minimised."""
+
+from flambeau.objectives.prototype import PrototypeLoss
+
+__all__ = [
+    "PrototypeLoss",
+]
