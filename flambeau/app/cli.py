@@ -272,37 +272,39 @@ def record(
 
 
 def print_claims(result: dict[str, Any]) -> None:
-    """The claims table of a run: ours, baseline, paper, holds?"""
+    """The claims table of a run: ours, baseline, paper, holds? What was not judged is explained below it."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    machine = result["environment"]
-    table = Table(title=f"{result['paper']} (preset {result['preset']}, seed {result['seed']})", title_justify="left")
-    for heading in ("claim", "ours", "baseline", "value", "target", "paper", "holds?"):
-        table.add_column(
-            heading, justify="right" if heading in ("ours", "baseline", "value") else "left", overflow="fold"
-        )
+    title = f"{result['paper']} (preset {result['preset']}, seed {result['seed']})"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("claim", min_width=20, ratio=3)
+    table.add_column("holds?", no_wrap=True)
+    for heading in ("ours", "baseline", "value"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("target", max_width=12)
+    table.add_column("paper", ratio=1)
+    reasons: dict[str, list[str]] = {}
     for claim in result["claims"]:
-        value = "" if claim["value"] is None else f"{_figure(claim['value'])} {claim['unit']}"
-        row = (
-            claim["statement"],
-            _figure(claim["ours"]),
-            _figure(claim["baseline"]),
-            value,
-            claim["target"] or "",
-            claim["paper"] or "",
-        )
-        table.add_row(*row, _verdict(claim["holds"]) + (f": {claim['why']}" if claim.get("why") else ""))
+        figures = (_figure(claim[name]) for name in ("ours", "baseline", "value"))
+        target = claim["target"] or claim["unit"]
+        table.add_row(claim["statement"], _verdict(claim["holds"]), *figures, target, claim["paper"])
+        if claim.get("why"):
+            reasons.setdefault(claim["why"], []).append(claim["name"])
     console = Console()
     console.print(table)
+    for why, names in reasons.items():
+        console.print(f"Not judged: {', '.join(names) if len(names) < len(result['claims']) else 'all'}: {why}.")
     for note in result.get("notes", []):
         console.print(f"- {note}", markup=False)
+    machine = result["environment"]
     threads = f"{machine['isa']}, {machine['threads']} threads, torch {machine['torch']}"
     console.print(f"{machine['cpu']}, {threads}, {result['seconds']:.0f} s", markup=False)
 
 
 def _verdict(holds: bool | None) -> str:
-    return {True: "yes", False: "NO", None: "not judged"}[holds]
+    return {True: "yes", False: "NO", None: "-"}[holds]
 
 
 def _figure(value: Any) -> str:

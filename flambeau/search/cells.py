@@ -1,0 +1,83 @@
+"""Searches over NAS-Bench cells by looking results up instead of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from flambeau.data.nasbench import NasBench, cell_space
+from flambeau.search.flows import Trial
+from flambeau.symbolic import DNA, template
+
+
+class CellReplay:
+    """The space of labelled cells of a table, and its rewards: mean validation accuracy, 0 for what is not in it.
+
+    Attributes:
+        spec: decisions `edge_i_j` and `operation_i`.
+        connected: the point with all edges but the first (of `vertices` vertices), operations the first.
+    """
+
+    def __init__(self, table: NasBench) -> None:
+        vertices = int(table.vertices.max())
+        self.template = template(cell_space(vertices))
+        self.spec = self.template.spec
+        edges = vertices * (vertices - 1) // 2
+        self.connected = self.spec.from_numbers([0] + [1] * (edges - 1) + [0] * (vertices - 2))
+        self.table = table
+        self.accuracy = table.validation()
+        self.seconds = table.seconds[:, -1].mean(-1)
+        # Rank of each cell, 1 the best, in percent of all; ties share the best rank.
+        ordered = np.sort(self.accuracy)
+        self.rank = 100 * (len(ordered) - np.searchsorted(ordered, self.accuracy, side="right") + 1) / len(ordered)
+        self._rows: dict[tuple, int | None] = {}
+
+    def row(self, dna: DNA) -> int | None:
+        """The row of the table for a point; None if it is no cell of it."""
+        numbers = tuple(dna.to_numbers())
+        if numbers not in self._rows:
+            cell = self.template.decode(dna).build()
+            self._rows[numbers] = self.table.row.get(cell.key) if cell.pruned is not None else None
+        return self._rows[numbers]
+
+    def __call__(self, dna: DNA) -> float:
+        row = self.row(dna)
+        return 0.0 if row is None else float(self.accuracy[row])
+
+    def ranks(self, trials: Sequence[Trial], seconds: float | None = None) -> np.ndarray:
+        """Rank in percent of the best cell after each trial `[trials]`; 100 before the first cell.
+
+        `seconds`: what comes after so many simulated seconds of training does not count.
+        """
+        best, spent, found = 100.0, 0.0, []
+        for trial in trials:
+            row = self.row(trial.dna)
+            spent += 0.0 if row is None else float(self.seconds[row])
+            if row is not None and (seconds is None or spent <= seconds):
+                best = min(best, float(self.rank[row]))
+            found.append(best)
+        return np.array(found)
+
+
+def optuna_tpe(replay: CellReplay, n: int, seeds: Iterable[int]) -> list[list[Trial]]:
+    """The trials of Optuna's TPE sampler for each seed; none if optuna is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        return []
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    searches = []
+    for seed in seeds:
+        trials: list[Trial] = []
+
+        def objective(trial, trials: list[Trial] = trials) -> float:
+            options = {str(point.name): list(range(point.n)) for point in replay.spec.points}  # type: ignore[attr-defined]
+            dna = replay.spec.from_dict({name: trial.suggest_categorical(name, o) for name, o in options.items()})
+            trials.append(Trial(dna, replay(dna)))
+            return trials[-1].reward
+
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+        study.optimize(objective, n_trials=n)
+        searches.append(trials)
+    return searches
