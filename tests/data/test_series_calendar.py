@@ -85,4 +85,4 @@ def test_default_sizes_fit_a_split(freq, length):
 
 
 def test_default_sizes_of_known_series():
-    assert default_sizes("W-SAT", 2284) == (104, 52) and default_sizes("30min", 4032) == (192, 96)
+    assert default_sizes("W-SAT", 2284) == (104, 52) and default_sizes("30min", 4032) == (384, 96)

@@ -72,7 +72,7 @@ def test_a_users_file_is_forecast_to_past_its_end(tmp_path):
     assert table["forecast"].between(0, 6000).all()
     assert (tmp_path / "run" / "figures" / "load_forecast.png").stat().st_size > 10_000
     assert any(
-        "600 steps of h (season 24) of MW, 14 values missing; 96 steps looked at, 48 forecast" in n
+        "600 steps of h (season 24) of MW, 14 values missing; 192 steps looked at, 48 forecast" in n
         for n in result["notes"]
     )
 
@@ -106,7 +106,7 @@ def test_columns_that_help_and_several_series(tmp_path):
     [
         (("target=Mw",), r"no column 'Mw' \(did you mean 'MW'\?\)"),
         (("target=MW", "date=timestmp"), r"no column 'timestmp' \(did you mean 'timestamp'"),
-        (("target=MW", "pred_len=100"), r"has 600 steps; seq_len 96 and pred_len 100 .* need at least 9\d\d"),
+        (("target=MW", "pred_len=100"), r"has 600 steps; seq_len 192 and pred_len 100 .* need at least 9\d\d"),
         (("target=MW", "known=temp"), "known: temp must be given for 48 steps past the end"),
         (("target=MW", "freq=sometimes"), "freq must be a pandas frequency"),
     ],

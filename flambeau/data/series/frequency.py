@@ -69,10 +69,12 @@ def season_length(freq: str) -> int:
 def default_sizes(freq: str, length: int) -> tuple[int, int]:
     """``(seq_len, pred_len)`` for a series of `length` steps: a season or two ahead, from two or more seasons.
 
+    Hourly and half-hourly series look back over a whole week, so that a weekly pattern is seen.
+
     They shrink on a short series so that a 7:1:2 split leaves a forecast to validate and two seasons to learn from.
     """
     season = season_length(freq)
-    periods, ahead = {1: (12, 4), 4: (4, 1), 5: (8, 2), 7: (8, 2), 12: (3, 1), 24: (4, 2), 48: (4, 2)}.get(
+    periods, ahead = {1: (12, 4), 4: (4, 1), 5: (8, 2), 7: (8, 2), 12: (3, 1), 24: (8, 2), 48: (8, 2)}.get(
         season, (2, 1)
     )
     pred_len = max(1, min(ahead * season, length // 10))
