@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 OPERATIONS = ("conv3x3", "conv1x1", "maxpool3x3")
-DIGITS_TABLE = Path(__file__).parent / "tables" / "digits_nasbench.npz"
+DIGITS_TABLE = Path(__file__).parent / "embedded" / "digits_nasbench.npz"
 
 
 @dataclass(frozen=True)
