@@ -52,8 +52,11 @@ def _compiler(name: str | None) -> tuple[str, str]:
     return path, subprocess.run([path, "--version"], capture_output=True, text=True).stdout
 
 
-def compile_library(source: Path, flags: Sequence[str] = ()) -> Path:
+def compile_library(source: Path, flags: Sequence[str] = (), prelude: str = "") -> Path:
     """Compile one C++ file to a shared object and return its path in the cache (nothing is done when it is there).
+
+    Args:
+        prelude: C++ text that comes before the source, such as a generated type that it is compiled for.
 
     Raises:
         BuildError: there is no compiler, or it failed; the command and its output are in the message.
@@ -63,7 +66,7 @@ def compile_library(source: Path, flags: Sequence[str] = ()) -> Path:
     digest = hashlib.sha256()
     for part in (source, *sorted(source.parent.glob("*.h")), *sorted(INCLUDE.glob("*.h"))):
         digest.update(hashlib.sha256(part.read_bytes()).digest())
-    digest.update("\0".join([*FLAGS, *flags, *LINK, version]).encode())
+    digest.update("\0".join([*FLAGS, *flags, *LINK, version, *([prelude] if prelude else [])]).encode())
     folder = cache_folder() / "build"
     target = folder / f"{source.parent.name}-{source.stem}-{digest.hexdigest()[:20]}.so"
     if target.exists():
@@ -71,6 +74,10 @@ def compile_library(source: Path, flags: Sequence[str] = ()) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         built = Path(scratch) / target.name
+        if prelude:
+            before = Path(scratch) / "prelude.h"
+            before.write_text(prelude)
+            arguments += ["-include", str(before)]
         command = [compiler, *arguments, str(source), "-o", str(built), *LINK]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
@@ -80,9 +87,9 @@ def compile_library(source: Path, flags: Sequence[str] = ()) -> Path:
 
 
 @functools.cache
-def load(source: Path, isa: str) -> ctypes.CDLL:
-    """The library compiled from ``source`` for one instruction set of ``ISA_FLAGS``."""
-    return ctypes.CDLL(str(compile_library(source, ISA_FLAGS[isa])))
+def load(source: Path, isa: str, prelude: str = "") -> ctypes.CDLL:
+    """The library compiled from ``prelude`` and ``source`` for one instruction set of ``ISA_FLAGS``."""
+    return ctypes.CDLL(str(compile_library(source, ISA_FLAGS[isa], prelude)))
 
 
 @functools.cache

@@ -38,6 +38,13 @@ def test_built_once_and_again_when_anything_changes(tmp_path, cache):
     assert build.load(source, "generic").answer() == 43
 
 
+def test_a_prelude_comes_before_the_source_and_enters_the_hash(tmp_path, cache):
+    source = write(tmp_path, GOOD.replace("42", "ANSWER"))
+    paths = {build.compile_library(source, prelude=f"#define ANSWER {n}\n") for n in (1, 2, 2)}
+    assert len(paths) == 2 and sorted(cache.iterdir()) == sorted(paths)
+    assert build.load(source, "generic", "#define ANSWER 2\n").answer() == 2
+
+
 def test_cache_folder_order(monkeypatch, tmp_path):
     monkeypatch.delenv("FLAMBEAU_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from flambeau.ops import build
 from flambeau.ops.flashrnn import cpu, operators
+from flambeau.ops.flashrnn.expression import expression_cell
 from flambeau.ops.flashrnn.reference import CELLS, Cell, flashrnn_reference
 
-__all__ = ["CELLS", "Cell", "flashrnn"]
+__all__ = ["CELLS", "Cell", "expression_cell", "flashrnn"]
 
 
 def flashrnn(
@@ -38,7 +39,8 @@ def flashrnn(
             sums; states are float32 then. float64 runs the reference.
         R: recurrent weights, indexed [gate, head, output, input].
         states: initial states; zeros when absent.
-        function: ``"lstm"``, ``"slstm"``, ``"gru"``, ``"elman"`` or a ``Cell`` of your own.
+        function: ``"lstm"``, ``"slstm"``, ``"gru"``, ``"elman"`` or a ``Cell`` of your own:
+            one from ``expression_cell`` has kernels of its own, one with a Python function runs in the reference.
         backend: ``"cpu"`` (compiled), ``"triton"``, ``"reference"``, or ``"auto"``: the fastest that can run this.
         lengths: steps of each row, 1 to time. Later steps neither read Wx nor count; their states are returned as zero.
         gradient_recurrent_clipval: bound on each element of the gradient that flows back through R.
@@ -67,12 +69,13 @@ def flashrnn(
         past = torch.arange(time, device=Wx.device) >= lengths.to(Wx.device)[:, None]
         Wx = Wx.masked_fill(past[:, :, None, None, None], 0)
 
-    backend = _backend(backend, Wx, function)
+    name = cell.definition if isinstance(function, Cell) else function
+    backend = _backend(backend, Wx, name)
     if backend == "reference":
         result = flashrnn_reference(Wx.to(compute), R.to(compute), b, initial, cell, gradient_clip, cut, forward_clip)
     else:
         train = torch.is_grad_enabled() and any(x.requires_grad for x in (Wx, R, b, initial))
-        result = operators.run(Wx, R, b, initial, function, gradient_clip, cut, forward_clip, train, backend)
+        result = operators.run(Wx, R, b, initial, name, gradient_clip, cut, forward_clip, train, backend)
 
     if lengths is None:
         return result, result[:, :, -1:]
@@ -127,17 +130,20 @@ def _check(Wx: Tensor, R: Tensor, b: Tensor, states: Tensor | None, cell: Cell, 
             raise ValueError(f"lengths run from {low} to {high}; expected 1 to {time}, the time axis of Wx")
 
 
-def _backend(backend: str, Wx: Tensor, function: str | Cell) -> str:
+def _backend(backend: str, Wx: Tensor, name: str | None) -> str:
     if backend not in ("auto", "reference", "cpu", "triton"):
         raise ValueError(f"backend is {backend!r}; expected auto, reference, cpu or triton")
     fused = "triton" if Wx.is_cuda else "cpu"
     wanted = fused if backend == "auto" else backend
     if wanted == "reference":
         return wanted
-    custom = "a Cell of your own runs in the reference" if isinstance(function, Cell) else None
-    obstacle = custom or operators.obstacle(wanted, Wx)
-    if obstacle is None and wanted == "cpu" and backend == "auto" and not build.available("flashrnn", cpu.load):
-        return "reference"
+    obstacle: str | None
+    if name is None:
+        obstacle = "a Cell of your own runs in the reference, unless expression_cell makes it"
+    else:
+        obstacle = operators.obstacle(wanted, Wx, name)
+        if obstacle is None and backend == "auto" and wanted == "cpu":
+            return "cpu" if build.available("flashrnn", cpu.loader(name, Wx.dtype == torch.bfloat16)) else "reference"
     if obstacle is None:
         return wanted
     if backend == "auto":

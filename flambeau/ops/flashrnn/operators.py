@@ -5,16 +5,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flambeau.ops.flashrnn import cpu
+from flambeau.ops import triton_kernels
+from flambeau.ops.flashrnn import cpu, generated, generated_gpu
+from flambeau.ops.flashrnn.expression import defined_cell
 from flambeau.ops.flashrnn.reference import CELLS
-from flambeau.ops.triton_kernels import installed, kernels
 
 GPU = "flambeau.ops.flashrnn.gpu"
 SAVED = {"lstm": 4, "slstm": 4, "gru": 4, "elman": 0}  # values a unit keeps for the backward pass
 
 
-def obstacle(backend: str, Wx: Tensor) -> str | None:
-    """Why ``backend`` ("cpu" or "triton") cannot run these inputs, or None."""
+MOST_ON_CHIP = 128 << 10  # of the 227 KiB of shared memory of an H100 block; the rest is for operands of products
+
+
+def _gates(function: str) -> int:
+    return (CELLS[function] if function in CELLS else defined_cell(function)).gates
+
+
+def _module(backend: str, function: str, device: torch.device) -> Any:
+    """The module whose ``forward`` and ``backward`` run the cell."""
+    if backend == "cpu":
+        return cpu
+    if function in CELLS:
+        return triton_kernels.kernels(GPU, device)
+    return triton_kernels.generated(generated_gpu.module_path(function), device.type)
+
+
+def obstacle(backend: str, Wx: Tensor, function: str) -> str | None:
+    """Why ``backend`` ("cpu" or "triton") cannot run this cell (a name or a definition) on these inputs, or None."""
     dim = Wx.shape[-1]
     if backend == "cpu":
         if Wx.device.type != "cpu":
@@ -22,10 +39,14 @@ def obstacle(backend: str, Wx: Tensor) -> str | None:
         if Wx.dtype not in (torch.float32, torch.bfloat16):
             return f"it needs float32 or bfloat16, Wx is {Wx.dtype}"
         return None
-    if not installed():
+    if not triton_kernels.installed():
         return "Triton is not installed (pip install triton)"
     if dim & (dim - 1) or not 16 <= dim <= 128:
         return f"it needs a head size that is a power of two from 16 to 128, Wx has {dim}"
+    if function not in CELLS:
+        size = defined_cell(function).recurrent_gates * dim**2 * Wx.element_size()
+        if size > MOST_ON_CHIP:
+            return f"it keeps R of a head on the chip, at most {MOST_ON_CHIP >> 10} KiB; here that is {size >> 10}"
     if Wx.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it needs float32, bfloat16 or float16, Wx is {Wx.dtype}"
     if Wx.device.type == "cpu" and Wx.dtype == torch.bfloat16:
@@ -35,9 +56,10 @@ def obstacle(backend: str, Wx: Tensor) -> str | None:
 
 def _outputs(Wx: Tensor, initial: Tensor, function: str, train: bool) -> tuple[Tensor, Tensor]:
     batch, time, _, heads, dim = Wx.shape
+    saved = SAVED[function] if function in SAVED else generated.saved_values(function)
     return (
         initial.new_empty(initial.shape[0], batch, time, heads, dim),
-        initial.new_empty(batch, time, SAVED[function] if train else 0, heads, dim),
+        initial.new_empty(batch, time, saved if train else 0, heads, dim),
     )
 
 
@@ -55,7 +77,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     Wx, R, b, initial = Wx.contiguous(), R.contiguous(), b.contiguous(), initial.contiguous()
     states, saved = _outputs(Wx, initial, function, train)
-    module = cpu if backend == "cpu" else kernels(GPU, Wx.device)
+    module = _module(backend, function, Wx.device)
     with torch.cuda.device_of(Wx):  # a Triton kernel starts on the current device
         module.forward(Wx, R, b, initial, states, saved, function, forward_clipval)
     return states, saved
@@ -75,8 +97,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     dstates, R, initial = dstates.contiguous(), R.contiguous(), initial.contiguous()
     _, batch, time, heads, dim = states.shape
-    delta, dinitial = states.new_empty(batch, time, CELLS[function].gates, heads, dim), torch.zeros_like(initial)
-    module = cpu if backend == "cpu" else kernels(GPU, states.device)
+    delta, dinitial = states.new_empty(batch, time, _gates(function), heads, dim), torch.zeros_like(initial)
+    module = _module(backend, function, states.device)
     options = gradient_recurrent_clipval, gradient_recurrent_cut, forward_clipval
     with torch.cuda.device_of(states):
         module.backward(dstates, R, initial, states, saved, delta, dinitial, function, *options)
@@ -97,7 +119,7 @@ def _forward_fake(Wx, R, b, initial, function, clipval, cut, forward_clipval, tr
 @flashrnn_backward.register_fake
 def _backward_fake(dstates, R, initial, states, saved, function, clipval, cut, forward_clipval, backend):
     _, batch, time, heads, dim = states.shape
-    return states.new_empty(batch, time, CELLS[function].gates, heads, dim), torch.empty_like(initial)
+    return states.new_empty(batch, time, _gates(function), heads, dim), torch.empty_like(initial)
 
 
 def _weight_gradient(delta: Tensor, initial: Tensor, states: Tensor, gates: int) -> Tensor:

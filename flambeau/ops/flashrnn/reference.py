@@ -23,7 +23,9 @@ class Cell:
     the last ``input_gates``. The first state is the one that recurs.
 
     Args:
-        pointwise: ``(pre-activations, previous states) -> new states``, tuples of tensors ``[batch, heads, dim]``.
+        pointwise: ``(pre-activations, previous states) -> new states``, tuples of tensors ``[batch, heads, dim]``. Any
+            function of PyTorch does, and runs in the reference; ``expression_cell`` makes cells for the kernels too.
+        definition: the expression that ``pointwise`` was read from, set by ``expression_cell``.
     """
 
     recurrent_gates: int
@@ -31,6 +33,7 @@ class Cell:
     gates: int
     states: int
     pointwise: Callable[[Tensors, Tensors], Tensors]
+    definition: str | None = None
 
 
 def lstm(pre: Tensors, prev: Tensors) -> Tensors:
