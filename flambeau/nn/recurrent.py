@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from flambeau.ops.flashrnn import CELLS, flashrnn
+from flambeau.ops.flashrnn import CELLS, Cell, flashrnn
 
 States = list[Float[Tensor, "states batch 1 heads dim"]]
 
@@ -18,18 +18,19 @@ class RecurrentLayer(nn.Module):
     Args:
         input_size: features of the input.
         hidden_size: units; split evenly over the heads, each of which recurs on its own units only.
-        cell: ``"lstm"``, ``"slstm"``, ``"gru"`` or ``"elman"``.
+        cell: ``"lstm"``, ``"slstm"``, ``"gru"``, ``"elman"``, or a cell of your own (``expression_cell``).
         options: passed to ``flambeau.ops.flashrnn.flashrnn`` (backend and clipping).
     """
 
-    def __init__(self, input_size: int, hidden_size: int, num_heads: int, cell: str, **options: Any) -> None:
+    def __init__(self, input_size: int, hidden_size: int, num_heads: int, cell: str | Cell, **options: Any) -> None:
         super().__init__()
         if hidden_size % num_heads:
             raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_heads {num_heads}")
-        if cell not in CELLS:
-            raise ValueError(f"cell is {cell!r}; expected one of {', '.join(CELLS)}")
+        if isinstance(cell, str) and cell not in CELLS:
+            raise ValueError(f"cell is {cell!r}; expected one of {', '.join(CELLS)}, or a Cell")
         self.cell, self.options, self.shape = cell, options, (num_heads, hidden_size // num_heads)
-        kind, dim = CELLS[cell], hidden_size // num_heads
+        kind, dim = CELLS[cell] if isinstance(cell, str) else cell, hidden_size // num_heads
+        self.input_gates = kind.input_gates
         self.projection = nn.Linear(input_size, kind.input_gates * hidden_size, bias=False)
         self.recurrent = nn.Parameter(torch.empty(kind.recurrent_gates, num_heads, dim, dim))
         self.bias = nn.Parameter(torch.empty(kind.gates, num_heads, dim))
@@ -51,7 +52,7 @@ class RecurrentLayer(nn.Module):
         lengths: Int[Tensor, " batch"] | None = None,
     ) -> tuple[Float[Tensor, "batch time hidden"], Float[Tensor, "states batch 1 heads dim"]]:
         """The hidden state of every step, in the dtype of the projection, and the last states."""
-        Wx = self.projection(x).unflatten(-1, (CELLS[self.cell].input_gates, *self.shape))
+        Wx = self.projection(x).unflatten(-1, (self.input_gates, *self.shape))
         every, last = flashrnn(Wx, self.recurrent, self.bias, states, self.cell, lengths=lengths, **self.options)
         return every[0].flatten(-2).to(Wx.dtype), last
 
@@ -63,7 +64,7 @@ class FlashRNN(nn.Module):
         input_size: features of the input.
         hidden_size: units of each direction of each layer.
         num_heads: blocks of the block-diagonal recurrence.
-        cell: ``"lstm"``, ``"slstm"`` (xLSTM), ``"gru"`` or ``"elman"``.
+        cell: ``"lstm"``, ``"slstm"`` (xLSTM), ``"gru"``, ``"elman"``, or a cell of your own (``expression_cell``).
         num_layers: layers, each fed with the outputs of the one below.
         bidirectional: also run every layer backwards in time and concatenate, as torch.nn.LSTM does.
         batch_first: inputs are [batch, time, features]; otherwise [time, batch, features].
@@ -76,7 +77,7 @@ class FlashRNN(nn.Module):
         input_size: int,
         hidden_size: int,
         num_heads: int = 1,
-        cell: str = "lstm",
+        cell: str | Cell = "lstm",
         num_layers: int = 1,
         bidirectional: bool = False,
         batch_first: bool = True,

@@ -15,7 +15,7 @@ from flambeau.data.nasbench import DigitsNasBench, digits_split
 from flambeau.data.nasbench101 import load_nasbench101
 from flambeau.experiment import Claim, experiment
 from flambeau.search.algorithm import Random
-from flambeau.search.algorithms import MCTS, HillClimb, RegularizedEvolution, Reinforce, Uniform
+from flambeau.search.algorithms import MCTS, BayesianOptimization, HillClimb, RegularizedEvolution, Reinforce, Uniform
 from flambeau.search.cell_supernet import images_and_labels, shared_and_alone
 from flambeau.search.cells import CellReplay, optuna_tpe
 from flambeau.search.flows import factorized, joint, separate
@@ -155,7 +155,7 @@ def compare(run, ranks: dict[str, np.ndarray], claim: str, name: str, baseline: 
 
 
 def search_by_training(run, training: Trainer, trials: int, repeats: int) -> None:
-    """Rebind four values of a static program into a space, and let evolution train its candidates."""
+    """Rebind four values of a static program into a space, and let Bayesian optimisation train its candidates."""
     train, valid, test = map(images_and_labels, digits_split())
     layer, relu = symbolize(nn.Linear), symbolize(nn.ReLU)
     static = symbolize(classifier)(hidden=layer(64, 32), activation=relu(), head=layer(32, 10), rate=2e-2)
@@ -181,7 +181,7 @@ def search_by_training(run, training: Trainer, trials: int, repeats: int) -> Non
             seed, found = run.seed * 100 + repeat, []
             before = accuracies(static, f"{repeat}-static", seed)
             bar.advance()
-            for program, feedback in sample(space, RegularizedEvolution(8, 3), trials, seed=seed):
+            for program, feedback in sample(space, BayesianOptimization(), trials, seed=seed):
                 found.append(accuracies(program, f"{repeat}-{feedback.id}", seed))
                 feedback(found[-1][0])
                 bar.advance()

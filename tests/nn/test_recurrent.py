@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from flambeau.nn.recurrent import FlashGRU, FlashLSTM, FlashRNN
+from flambeau.ops.flashrnn import expression_cell
 
 TORCH = {FlashLSTM: nn.LSTM, FlashGRU: nn.GRU}
 
@@ -105,3 +106,17 @@ def test_bad_input():
         network(torch.randn(2, 5, 3), [torch.zeros(2, 2, 1, 1, 8)])
     with pytest.raises(ValueError, match="proj_size 2"):
         FlashLSTM.from_torch(nn.LSTM(3, 8, proj_size=2))
+
+
+def test_a_cell_of_ones_own_is_a_layer():
+    ours = expression_cell("f = sigmoid(f); h = f * h + (1 - f) * tanh(z)", gates="f z", states="h")
+    torch.manual_seed(0)
+    network = FlashRNN(5, 8, num_heads=2, cell=ours, num_layers=2)
+    x = torch.randn(3, 7, 5)
+    outputs, states = network(x)
+    assert outputs.shape == (3, 7, 8) and len(states) == 2
+    reference = FlashRNN(5, 8, num_heads=2, cell=ours, num_layers=2, backend="reference")
+    reference.load_state_dict(network.state_dict())
+    assert_same(outputs, reference(x)[0], 1e-5)
+    outputs.square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters())

@@ -218,7 +218,7 @@ def forward(
     _forward[(heads, triton.cdiv(batch, ROWS))](
         Wx, R, b, initial, states, saved, batch, time, heads, clip,
         CELL=NUMBERS[function], GATES=b.shape[0], INPUTS=inputs, SAVED=saved.shape[2] if saved.numel() else 0,
-        D=dim, ROWS=ROWS, CLIP=clip > 0,
+        D=dim, ROWS=ROWS, CLIP=clip > 0, num_stages=1,
     )  # fmt: skip
 
 
@@ -231,5 +231,5 @@ def backward(
     _backward[(heads, triton.cdiv(batch, ROWS))](
         R, initial, states, saved, dstates, delta, dinitial, batch, time, heads, clip, recurrent_clip,
         CELL=NUMBERS[function], GATES=delta.shape[2], SAVED=saved.shape[2], D=dim, ROWS=ROWS,
-        CLIP=clip > 0, RECURRENT_CLIP=recurrent_clip > 0, CUT=cut,
+        CLIP=clip > 0, RECURRENT_CLIP=recurrent_clip > 0, CUT=cut, num_stages=1,
     )  # fmt: skip

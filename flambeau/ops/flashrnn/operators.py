@@ -43,10 +43,10 @@ def obstacle(backend: str, Wx: Tensor, function: str) -> str | None:
         return "Triton is not installed (pip install triton)"
     if dim & (dim - 1) or not 16 <= dim <= 128:
         return f"it needs a head size that is a power of two from 16 to 128, Wx has {dim}"
-    if function not in CELLS:
-        size = defined_cell(function).recurrent_gates * dim**2 * Wx.element_size()
-        if size > MOST_ON_CHIP:
-            return f"it keeps R of a head on the chip, at most {MOST_ON_CHIP >> 10} KiB; here that is {size >> 10}"
+    cell = CELLS[function] if function in CELLS else defined_cell(function)
+    size = cell.recurrent_gates * dim**2 * Wx.element_size()
+    if size > MOST_ON_CHIP:
+        return f"it keeps R of a head on the chip, at most {MOST_ON_CHIP >> 10} KiB; here that is {size >> 10}"
     if Wx.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it needs float32, bfloat16 or float16, Wx is {Wx.dtype}"
     if Wx.device.type == "cpu" and Wx.dtype == torch.bfloat16:
