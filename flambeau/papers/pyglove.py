@@ -142,7 +142,7 @@ def search_table(run, replay, trials, seconds, repeats, population, tournament, 
     axes = figure.add_subplot(xlabel="trials", ylabel="rank of the best cell found, %", yscale="log")
     for name, rank in ranks.items():
         axes.plot(np.arange(1, rank.shape[1] + 1), rank.mean(0), label=name)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     run.figure("search", figure)
     return ranks
 
