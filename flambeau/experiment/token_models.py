@@ -12,6 +12,7 @@ from torch import Tensor
 from flambeau.data import Batches, ImageSet, derive_generator, image_folder
 from flambeau.experiment.run import Run
 from flambeau.generation import huggingface
+from flambeau.generation.comparison import mean_gap, sequence_nll, usage_gap
 from flambeau.generation.state import CausalModel
 from flambeau.models.language import Decoder
 from flambeau.nn.patch_tokenizer import PatchTokenizer
@@ -83,3 +84,12 @@ def pretrained_source(
         texts = huggingface.read_prompts(prompts, place)
     prompt, mask = huggingface.pad_left([texts[sample % len(texts)] for sample in range(samples)])
     return TokenSource(loaded, prompt.to(run.device), mask.to(run.device), tokens, grid)
+
+
+def same_distribution(run: Run, source: TokenSource, ours: Tensor, plain: Tensor) -> dict[str, tuple[float, float]]:
+    """Gaps between our samples and the baseline's, each with the size it reaches by chance."""
+    generator = derive_generator(run.seed, "resampling")
+    nll = [sequence_nll(source.model, tokens, source.tokens, mask=source.mask) for tokens in (ours, plain)]
+    start = source.prompt.shape[1]
+    usage = usage_gap(ours[:, start:].cpu(), plain[:, start:].cpu(), source.model.vocab, generator)
+    return {"likelihood": mean_gap(nll[0], nll[1], generator), "codebook": usage}

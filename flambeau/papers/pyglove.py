@@ -14,11 +14,9 @@ from flambeau.data import Batches
 from flambeau.data.nasbench import DigitsNasBench, digits_split
 from flambeau.data.nasbench101 import load_nasbench101
 from flambeau.experiment import Claim, experiment
-from flambeau.search.algorithm import Random
-from flambeau.search.algorithms import MCTS, BayesianOptimization, HillClimb, RegularizedEvolution, Reinforce, Uniform
+from flambeau.search.algorithms import BayesianOptimization
 from flambeau.search.cell_supernet import images_and_labels, shared_and_alone
-from flambeau.search.cells import CellReplay, optuna_tpe
-from flambeau.search.flows import factorized, joint, separate
+from flambeau.search.cells import CellReplay, cell_searches, optuna_tpe
 from flambeau.search.sample import sample
 from flambeau.symbolic import floatv, oneof, symbolize
 from flambeau.training import Trainer
@@ -102,29 +100,7 @@ def run(
 def search_table(run, replay, trials, seconds, repeats, population, tournament, tpe_repeats) -> dict[str, np.ndarray]:
     """Rank in percent of the best cell found `[repeats, trials]`, for each way to search."""
 
-    def evolution():
-        return RegularizedEvolution(population, tournament, Uniform().until_changed())
-
-    def alone(make):
-        return lambda seed: joint(replay.spec, make(), replay, trials, seed)
-
-    stages = [(is_operation, evolution()), (lambda point: not is_operation(point), evolution())]
-    inner, outer = (lambda: RegularizedEvolution(10, 5)), RegularizedEvolution(5, 2)
-    searches = {
-        "random": alone(Random),
-        "evolution": alone(evolution),
-        "evolution, redrawing": alone(lambda: RegularizedEvolution(population, tournament)),
-        "hill climbing": alone(HillClimb),
-        "MCTS": alone(MCTS),
-        "REINFORCE": alone(Reinforce),
-        "evolution, operations then edges": lambda seed: separate(
-            replay.spec, stages, replay, trials, start=replay.connected, seed=seed
-        ),
-        "evolution, edges in operations": lambda seed: factorized(
-            replay.spec, is_operation, outer, inner, replay, trials, 20, seed
-        ),
-    }
-    ranks = {}
+    searches, ranks = cell_searches(replay, trials, population, tournament), {}
     with run.progress("searches", repeats * len(searches)) as bar:
         for name, search in searches.items():
             found = []
@@ -200,7 +176,3 @@ def classifier(hidden: nn.Module, activation: nn.Module, head: nn.Module, rate: 
 
 def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-def is_operation(point: Any) -> bool:
-    return point.name.startswith("operation")

@@ -7,14 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from flambeau.data import ImageSet, derive_generator, photos
 from flambeau.experiment import Claim, experiment
 from flambeau.experiment import token_figures as figures
-from flambeau.experiment.token_models import TokenSource, pretrained_source, trained_source
+from flambeau.experiment.token_models import TokenSource, pretrained_source, same_distribution, trained_source
 from flambeau.generation import SpatialInit, SpeculativeJacobi, generate
-from flambeau.generation.comparison import mean_gap, sequence_nll, usage_gap
 from flambeau.generation.step_cost import in_turns, step_seconds
 from flambeau.models.language import Decoder
 from flambeau.symbolic import symbolize
@@ -163,15 +161,6 @@ def run(
         )
     if curves:
         run.figure("compression", figures.compression_figure(windows, curves, window))
-
-
-def same_distribution(run: Any, source: TokenSource, ours: Tensor, plain: Tensor) -> dict[str, tuple[float, float]]:
-    """Gaps between our samples and the baseline's, each with the size it reaches by chance."""
-    generator = derive_generator(run.seed, "resampling")
-    nll = [sequence_nll(source.model, tokens, source.tokens, mask=source.mask) for tokens in (ours, plain)]
-    start = source.prompt.shape[1]
-    usage = usage_gap(ours[:, start:].cpu(), plain[:, start:].cpu(), source.model.vocab, generator)
-    return {"likelihood": mean_gap(nll[0], nll[1], generator), "codebook": usage}
 
 
 def timing(

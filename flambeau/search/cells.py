@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from flambeau.data.nasbench import NasBench, cell_space
-from flambeau.search.flows import Trial
+from flambeau.search.algorithm import Algorithm, Random
+from flambeau.search.algorithms import MCTS, HillClimb, RegularizedEvolution, Reinforce, Uniform
+from flambeau.search.flows import Trial, factorized, joint, separate
 from flambeau.symbolic import DNA, template
 
 
@@ -58,6 +61,45 @@ class CellReplay:
                 best = min(best, float(self.rank[row]))
             found.append(best)
         return np.array(found)
+
+
+def cell_searches(
+    replay: CellReplay, trials: int, population: int, tournament: int
+) -> dict[str, Callable[[int], list[Trial]]]:
+    """Ways to search the cells, each a function of the seed that returns its trials.
+
+    "evolution" redraws a mutation until it changes something; "evolution, redrawing" may draw the old value again, as
+    PyGlove's uniform mutator does. The last two are its search flows: operations, then edges; edges
+    within operations.
+    """
+
+    def evolution() -> RegularizedEvolution:
+        return RegularizedEvolution(population, tournament, Uniform().until_changed())
+
+    def alone(make: Callable[[], Algorithm]) -> Callable[[int], list[Trial]]:
+        return lambda seed: joint(replay.spec, make(), replay, trials, seed)
+
+    stages = [(is_operation, evolution()), (lambda point: not is_operation(point), evolution())]
+    inner, outer = (lambda: RegularizedEvolution(10, 5)), RegularizedEvolution(5, 2)
+    return {
+        "random": alone(Random),
+        "evolution": alone(evolution),
+        "evolution, redrawing": alone(lambda: RegularizedEvolution(population, tournament)),
+        "hill climbing": alone(HillClimb),
+        "MCTS": alone(MCTS),
+        "REINFORCE": alone(Reinforce),
+        "evolution, operations then edges": lambda seed: separate(
+            replay.spec, stages, replay, trials, start=replay.connected, seed=seed
+        ),
+        "evolution, edges in operations": lambda seed: factorized(
+            replay.spec, is_operation, outer, inner, replay, trials, 20, seed
+        ),
+    }
+
+
+def is_operation(point: Any) -> bool:
+    """Whether a decision point of the cell space chooses an operation, not an edge."""
+    return point.name.startswith("operation")
 
 
 def optuna_tpe(replay: CellReplay, n: int, seeds: Iterable[int]) -> list[list[Trial]]:
