@@ -158,14 +158,24 @@ flashrnn_backward.register_autograd(_refuse)
 
 
 class _Eager(torch.autograd.Function):
-    """The operator without its dispatch, which costs as much as a short sequence takes."""
+    """The operator without its dispatch, which costs as much as a short sequence takes.
 
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_keep)
+    The context is kept in `forward`: with a `setup_context` torch would read the signature anew in every call.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _keep(ctx, inputs, output)
+        return output
+
     backward = staticmethod(_differentiate)
 
 
 def run(Wx: Tensor, *arguments: Any) -> Tensor:
     """States [S,B,T,N,D] for the arguments of ``flashrnn_forward``, which is what tracing sees."""
-    plain = type(Wx) is Tensor and not torch.compiler.is_compiling()
-    return (_Eager.apply if plain else flashrnn_forward)(Wx, *arguments)[0]
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if type(Wx) is not Tensor or traced:
+        return flashrnn_forward(Wx, *arguments)[0]
+    train = arguments[-2]
+    return (_Eager.apply if train else _forward)(Wx, *arguments)[0]
