@@ -40,4 +40,6 @@ docs: .venv/.everything
 
 .venv/.everything: .venv/.core
 	$(PIP) -e '.[$(EXTRAS)]'
+	# CUDA builds of torch bring the triton they need; for CPU builds this one runs the kernels in its interpreter.
+	$(BIN)/python -m pip show --quiet triton 2>/dev/null || $(PIP) triton==3.6.0
 	touch $@

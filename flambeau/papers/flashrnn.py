@@ -1,4 +1,9 @@
-"""FlashRNN: recurrent networks with heads in one fused kernel, timed against what people use, and tracking a state."""
+"""FlashRNN: recurrent networks with heads in one fused kernel, timed against what people use, and tracking a state.
+
+On processors a layer of 64 units at batch 1 does not reach 1.3 times torch.nn.LSTM, forward and backward. Tried:
+an eager path around the operator's dispatch, no signature reading per call, other panel orders, one product for dR. The
+kernels take about 0.2 ms each way; the rest is Python's share of autograd.
+"""
 
 from __future__ import annotations
 
