@@ -53,7 +53,13 @@ def _paper(paper: Paper) -> str:
         for claim in result["claims"]:
             values = ", ".join(figure(value) or "-" for value in claim["values"])
             holds = {True: "holds", False: "**does not hold**", None: claim.get("why") or "not judged"}[claim["holds"]]
-            row = (claim["statement"], f"{values} {claim['unit']}", claim["target"] or "", claim["paper"] or "", holds)
+            row = (
+                claim["statement"],
+                f"{values} {claim['unit']}" if claim["median"] is not None else "",
+                claim["target"] or "",
+                claim["paper"] or "",
+                holds,
+            )
             lines.append("| " + " | ".join(_cell(text) for text in row) + " |")
         machine = result["environment"]
         seeds = ", ".join(map(str, result["seeds"]))
