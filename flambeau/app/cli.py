@@ -327,12 +327,17 @@ def bench(
     if as_json:
         print(json.dumps(rows))
         return
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*rows[0])
+    table = Table(title=f"{rows[0]['isa']}, {threads} threads, milliseconds", title_justify="left", box=SIMPLE)
+    for name in ("op", "case", "computed by"):
+        table.add_column(name)
+    for name in ("cpu_ms", "wall_ms", "ratio", "floor_ms"):
+        table.add_column(name.removesuffix("_ms"), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_figure(value) for value in row.values()))
+        table.add_row(*(_figure(value) for name, value in row.items() if name not in ("isa", "threads")))
     Console().print(table)
 
 
