@@ -100,10 +100,12 @@ class Run:
         """Close the run's files. Returns the outcome of every claim, in the order of declaration."""
         self._metrics.close()
         self._events.close()
-        return [
-            self.outcomes.get(name) or unmeasured(claim, "not measured by this run")
-            for name, claim in self._claims.items()
-        ]
+        missing = {name: claim for name, claim in self._claims.items() if name not in self.outcomes}
+        for name, claim in missing.items():
+            self.unmeasured(
+                name, f"not measured here: needs {claim.needs}" if claim.needs else "not measured by this run"
+            )
+        return [self.outcomes[name] for name in self._claims]
 
     def _claim(self, name: str):
         if name not in self._claims:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy
 import torch
 
-from flambeau.experiment.claims import Outcome
 from flambeau.experiment.definition import Experiment
 from flambeau.experiment.environment import commit, environment
 from flambeau.experiment.run import Run
@@ -156,6 +155,3 @@ def _artifacts(folder: Path) -> list[Path]:
         for p in folder.rglob("*")
         if p.is_file() and p.name not in hidden and "train" not in p.relative_to(folder).parts[:-1]
     )
-
-
-__all__ = ["Outcome", "all_hold", "contract", "run_experiment", "unfinished"]

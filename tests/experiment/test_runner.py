@@ -218,3 +218,14 @@ def test_a_run_killed_at_any_moment_ends_as_an_uninterrupted_one(tmp_path):
     assert killed.communicate()[0] == "" and killed.returncode == -signal.SIGKILL
     assert read_json(tmp_path / "killed" / "run.json")["status"] == "running"
     assert start(tmp_path / "killed", 0.0).communicate()[0] == whole != ""
+
+
+@experiment("sjd", claims=CLAIMS, presets={})
+def silent(run):
+    """Measures nothing."""
+
+
+def test_claims_that_a_run_left_out_say_why(tmp_path):
+    claims = run_experiment(silent.experiment, out=tmp_path / "a")["claims"]
+    assert [claim["why"] for claim in claims] == ["not measured by this run", "not measured here: needs gpu"]
+    assert all(claim["holds"] is None and claim["value"] is None for claim in claims)

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from flambeau.data.nasbench import DIGITS_TABLE, OPERATIONS, Cell, cell_space
+from flambeau.data.nasbench import OPERATIONS, Cell, cell_space
 from flambeau.experiment import run_experiment
 from flambeau.models.vision.cell_network import CellNetwork, OpenCell, cell_operation
 from flambeau.papers import load
@@ -13,12 +13,8 @@ from flambeau.search.supernet import Supernet, extract
 from flambeau.symbolic import oneof, symbolize, template
 
 pytest.importorskip("scipy", reason="scipy is not installed")
-needs_table = pytest.mark.skipif(
-    not DIGITS_TABLE.exists(), reason="the table is not built: python scripts/build_digits_nasbench.py"
-)
 
 
-@needs_table
 def test_smoke(tmp_path):
     result = run_experiment(load("pyglove"), preset="smoke", out=tmp_path, seed=0)
     for claim in result["claims"]:
@@ -27,7 +23,6 @@ def test_smoke(tmp_path):
     assert next(claim for claim in result["claims"] if claim["name"] == "lines")["value"] <= 5
 
 
-@needs_table
 def test_replay_rewards_every_labelling_of_a_cell_alike():
     from flambeau.data.nasbench import DigitsNasBench
     from flambeau.search.cells import CellReplay

@@ -1,6 +1,6 @@
 """FlashRNN on a GPU with Triton: one program runs the whole sequence of one head and 16 rows of the batch.
 
-R and the states stay on the chip for all steps (the fused schedule of the paper, section 4), programs never meet, so no
+R and the states stay on the chip for all steps (the paper's fused schedule), programs never meet, so no
 grid-wide barrier is needed; in exchange the head size is a power of two up to 128. Same layouts as ``cpu.cpp``.
 """
 
