@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flambeau.training.processes import like
+
 
 class WeightAverage:
     """``average <- d average + (1 - d) weight`` after each step, with ``d = min(decay, (1 + t) / (10 + t))``.
@@ -31,8 +33,11 @@ class WeightAverage:
         self.updates = 0
         named = {name.replace("_orig_mod.", ""): p for name, p in model.named_parameters() if p.is_floating_point()}
         self.names = list(named)
-        self.weights = [parameter.data for parameter in named.values()]
-        self.average = [weight.clone() for weight in self.weights]
+        whole = [parameter.data for parameter in named.values()]
+        self._saved = [weight.clone() for weight in whole]
+        # Of a weight that is spread over processes, each averages the part that it holds.
+        self.weights = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in whole]
+        self.average = [weight.to_local() if hasattr(weight, "to_local") else weight for weight in self._saved]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -57,11 +62,11 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """The average by parameter name, and the number of updates."""
-        return {"updates": self.updates, "weights": dict(zip(self.names, self.average))}
+        return {"updates": self.updates, "weights": dict(zip(self.names, self._saved))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore :meth:`state_dict`, in place."""
         self.updates = state["updates"]
         saved: dict[str, Tensor] = state["weights"]
-        for name, average in zip(self.names, self.average):
-            average.copy_(saved[name])
+        for name, average in zip(self.names, self._saved):
+            average.copy_(like(average, saved[name]))

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flambeau.data import Batches
 from flambeau.training import checkpoint
 from flambeau.training.interrupts import Interrupted, deferred_interrupts
 from flambeau.training.metrics import History
 from flambeau.training.precision import Precision
+from flambeau.training.processes import Processes
 from flambeau.training.progress import Progress
 from flambeau.training.state import TrainingState, device_of, kept_rng, weights
 
@@ -46,6 +47,7 @@ class Loop:
     schedule: Callable[[int, int], float] | None
     base_rates: list[Any]
     precision: Precision
+    processes: Processes
     saved_at: float = field(default_factory=time.perf_counter)
     last_finite: float | None = None
 
@@ -72,22 +74,24 @@ class Loop:
                 pending.append((state.step, rate, values))
                 evaluated = self.evaluate is not None and (state.step % evaluate_every == 0 or state.step == total)
                 last = state.step == total
-                if len(pending) >= block or evaluated or last or interrupts.caught:
+                now = time.perf_counter()
+                stopped, due = self.processes.any(bool(interrupts.caught), self._save_due(now))
+                if len(pending) >= block or evaluated or last or stopped:
                     self._record(pending, bar)
                 if evaluated:
                     self._evaluate(device)
                 state.finished = state.finished or last
-                now = time.perf_counter()
                 state.seconds = spent + now - started
-                if self._save_due(now) or state.finished or interrupts.caught:
+                if due or state.finished or stopped:
                     self._record(pending, bar)
                     self._save()
                 elif now - written_at > SECONDS_BETWEEN_WRITES:
                     self.history.write()
                     written_at = now
-                if interrupts.caught:
+                if stopped:
                     where = "" if self.root is None else f"; saved in {self.root}: the same call continues it"
-                    raise Interrupted(f"stopped by {interrupts.caught} after step {state.step} of {total}{where}")
+                    signal = interrupts.caught or "a signal to another process"
+                    raise Interrupted(f"stopped by {signal} after step {state.step} of {total}{where}")
 
     def _set_rates(self) -> float:
         """Set the step's learning rates; returns that of the first group."""
@@ -102,9 +106,9 @@ class Loop:
         state, accumulate = self.state, self.trainer.accumulate
         summed: dict[str, Any] = {}
         for position in range(accumulate):
-            batch = to_device(next_batch(state.step * accumulate + position, state.generator), device)
+            batch = self.processes.local(next_batch(state.step * accumulate + position, state.generator))
             with self.precision.autocast(device):
-                values = self.loss(state.model, batch)
+                values = self.processes.call(self.loss, state.model, to_device(batch, device))
                 values = dict(values) if isinstance(values, Mapping) else {"loss": values}
                 loss = self._checked(values)
             if accumulate > 1:
@@ -115,11 +119,12 @@ class Loop:
                 summed[name] = summed[name] + value if name in summed else value
         if accumulate > 1:
             summed = {name: value / accumulate for name, value in summed.items()}
+        self.processes.reduce_gradients()
+        if state.scaler is not None:
+            state.scaler.unscale_(state.optimizer)
+            self.processes.agree_on_overflow(state.scaler, state.optimizer)
         if self.trainer.clip is not None:
-            if state.scaler is not None:
-                state.scaler.unscale_(state.optimizer)
-            parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-            summed["grad_norm"] = nn.utils.clip_grad_norm_(parameters, self.trainer.clip)
+            summed["grad_norm"] = self.processes.clip_grad_norm(self.trainer.clip)
         if state.scaler is None:
             state.optimizer.step()
         else:
@@ -141,7 +146,7 @@ class Loop:
     def _record(self, pending: list[tuple[int, float, dict[str, Any]]], bar: Any) -> None:
         """Read the pending values, check the losses, and add them to the history."""
         for step, rate, values in pending:
-            entry = {name: float(value) for name, value in values.items()}
+            entry = self.processes.mean(values)
             if not math.isfinite(entry["loss"]):
                 last = (
                     "there was none before"
@@ -162,7 +167,8 @@ class Loop:
         modes = [(module, module.training) for module in state.model.modules()]
         with kept_rng(device), torch.no_grad(), state.average.applied() if state.average else nullcontext():
             state.model.eval()
-            values = {name: float(value) for name, value in self.evaluate(state.model).items()}
+            evaluated = self.processes.call(self.evaluate, state.model)
+            values = {name: float(value) for name, value in evaluated.items()}
             for module, mode in modes:
                 module.training = mode
             self.history.add_evaluation(values)
@@ -195,12 +201,16 @@ class Loop:
         try:
             entries, size = self.history.write()
             metrics = {"entries": entries, "size": size}
-            saved = {"identity": self.identity, "metrics": metrics, **self.state.state_dict()}
-            checkpoint.save(self.root / "checkpoints", self.state.step, saved, self.trainer.keep)
+            saved = {"identity": self.identity, "metrics": metrics, **self.processes.whole(self.state.state_dict())}
+            self.processes.from_first(lambda: self._write(saved))
         except OSError as error:
             told = f"{error.strerror}: step {self.state.step} was not saved, earlier checkpoints are whole"
             raise OSError(error.errno, told, str(self.root)) from error
         self.saved_at = time.perf_counter()
+
+    def _write(self, saved: dict[str, Any]) -> None:
+        assert self.root is not None
+        checkpoint.save(self.root / "checkpoints", self.state.step, saved, self.trainer.keep)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

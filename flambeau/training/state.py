@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flambeau.data.seeding import derive_seed
 from flambeau.training.average import WeightAverage
 from flambeau.training.checkpoint import CheckpointError
+from flambeau.training.processes import like
 
 
 class TrainingState:
@@ -109,7 +110,8 @@ class TrainingState:
             self.step, self.seconds, self.finished = progress["step"], progress["seconds"], progress["finished"]
             self.best, self.stale = progress["best"], progress["stale"]
             self.best_weights = state.get("best")
-            set_rng_state(device_of(self.model), self.generator, state["rng"])
+            if state["rng"] is not None:
+                set_rng_state(device_of(self.model), self.generator, state["rng"])
         except KeyError as error:
             raise CheckpointError(f"the checkpoint has no entry {error}") from None
 
@@ -118,7 +120,12 @@ class TrainingState:
         unknown = [name for group in state["groups"] for name in group["params"] if name not in indices]
         if unknown:
             raise CheckpointError(f"the checkpoint optimises parameters that are not optimised here: {unknown[:5]}")
-        numbered = {indices[name]: values for name, values in state["state"].items()}
+        live = dict(self.model.named_parameters())
+        parameters = {plain_name(name): parameter for name, parameter in live.items()}
+        numbered = {
+            indices[name]: {key: like(parameters[name], value) for key, value in values.items()}
+            for name, values in state["state"].items()
+        }
         groups = [{**group, "params": [indices[name] for name in group["params"]]} for group in state["groups"]]
         try:
             self.optimizer.load_state_dict({"state": numbered, "param_groups": groups})
@@ -181,7 +188,8 @@ def load_weights(model: nn.Module, saved: dict[str, Any]) -> None:
                 f"{saved[name].dtype} {list(saved[name].shape)} in the checkpoint"
             )
     actual = {plain_name(name): name for name in reversed(model.state_dict(keep_vars=True))}
-    model.load_state_dict({actual[name]: value for name, value in saved.items()}, strict=False)
+    placed = {actual[name]: like(live[name], value) for name, value in saved.items()}
+    model.load_state_dict(placed, strict=False)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -220,12 +228,13 @@ def set_rng_state(device: torch.device, generator: torch.Generator | None, state
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, and put them back as they were at the end."""
+def seeded(seed: int, device: torch.device, process: int = 0) -> Iterator[None]:
+    """Seed the global generators, and put them back as they were at the end. process: each has its own streams."""
     before = rng_state(device)
-    random.seed(derive_seed(seed, "python"))
-    np.random.seed(derive_seed(seed, "numpy") % 2**32)
-    torch.manual_seed(derive_seed(seed, "torch"))
+    other = [f"process {process}"] if process else []
+    random.seed(derive_seed(seed, "python", *other))
+    np.random.seed(derive_seed(seed, "numpy", *other) % 2**32)
+    torch.manual_seed(derive_seed(seed, "torch", *other))
     try:
         yield
     finally:

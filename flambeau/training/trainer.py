@@ -21,7 +21,9 @@ from flambeau.training.identity import describe, differences
 from flambeau.training.loop import Data, Loop, Loss
 from flambeau.training.loop import to_device as to_device
 from flambeau.training.metrics import History
+from flambeau.training.parallel.plan import ParallelPlan
 from flambeau.training.precision import Precision, as_precision
+from flambeau.training.processes import OneProcess, Processes
 from flambeau.training.progress import Progress
 from flambeau.training.state import TrainingState, device_of, load_weights, seeded, weights
 
@@ -63,6 +65,8 @@ class Trainer:
         patience: stop after so many evaluations in a row without a new best.
         save_every: steps between checkpoints; None saves once a minute. The end is always saved.
         keep: checkpoints that are kept.
+        parallel: how the processes of a group share the work: a :class:`~flambeau.training.parallel.ParallelPlan`, or
+            the text of one, such as ``"fsdp2 x tp2"``. All of them make the same call; start them with ``torchrun``.
 
     Raises:
         ValueError: neither steps nor epochs, or a value out of its range.
@@ -82,6 +86,7 @@ class Trainer:
     patience: int | None = None
     save_every: int | None = None
     keep: int = 2
+    parallel: str | ParallelPlan | None = None
 
     def __post_init__(self) -> None:
         if self.steps is None and self.epochs is None:
@@ -103,6 +108,8 @@ class Trainer:
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
         as_precision(self.precision)
+        if isinstance(self.parallel, str):
+            ParallelPlan.from_string(self.parallel)
 
     def total(self, data: Data) -> int:
         """Optimiser steps of a training on `data`.
@@ -161,58 +168,74 @@ class Trainer:
             raise ValueError(f"select={self.select!r} needs evaluate")
         total = self.total(data)
         device = device_of(model)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not parameters:
+        if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError(f"{type(model).__name__} has no parameter that requires a gradient")
-        root = None if folder is None else Path(folder)
         identity = self._identity(model=model, loss=loss, data=data, evaluate=evaluate, seed=seed, total=total)
+        # A plan splits a copy, so that the model itself stays whole, and the same on every process.
+        trained, processes = (model, OneProcess(model)) if self.parallel is None else _spread(self.parallel, model)
+        parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        root = processes.from_first(lambda: None if folder is None else Path(folder))
 
         with ExitStack() as stack:
-            stack.enter_context(seeded(seed, device))
+            stack.enter_context(seeded(seed, device, processes.number))
             stack.enter_context(torch.enable_grad())
-            if not model.training:
-                model.train()
+            if not trained.training:
+                trained.train()
             precision = as_precision(self.precision)
             optimizer = self.optimizer(parameters)
             schedule = copy.deepcopy(self.schedule) if hasattr(self.schedule, "state_dict") else self.schedule
             state = TrainingState(
-                model,
+                trained,
                 optimizer,
                 scaler=precision.scaler(device),
-                average=None if self.ema is None else WeightAverage(model, self.ema),
+                average=None if self.ema is None else WeightAverage(trained, self.ema),
                 schedule=schedule,
                 generator=torch.Generator().manual_seed(seed),
             )
             base_rates = [group["lr"] for group in optimizer.param_groups]
-            history = History(root, total)
+            history = History(root if processes.first else None, total)
             stack.callback(history.close)
             if root is not None:
-                _resume(root / "checkpoints", state, history, identity)
+                saved = processes.from_first(lambda: _saved(root / "checkpoints", history, identity))
+                history.entries = processes.from_first(lambda: history.entries)
+                if saved is not None:
+                    state.load_state_dict({**saved, "rng": processes.own_rng(saved)})
             was_finished = state.finished
             if not was_finished:
-                stack.enter_context(precision.attach(model, optimizer))
+                stack.enter_context(precision.attach(trained, optimizer))
                 loop = Loop(
-                    self, state, history, loss, data, evaluate, root, identity, total, schedule, base_rates, precision
-                )
-                loop.run(progress)
+                    self, state, history, loss, data, evaluate, root, identity, total, schedule, base_rates, precision,
+                    processes,
+                )  # fmt: skip
+                loop.run(progress if processes.first else None)
             if state.best_weights is not None:
-                load_weights(model, state.best_weights)
+                load_weights(trained, state.best_weights)
             elif state.average is not None:
                 state.average.copy_to_model()
+            if trained is not model:
+                load_weights(model, processes.whole(weights(trained)))
             model.eval()
             if root is not None and not (was_finished and (root / "model.safetensors").exists()):
-                checkpoint.save_weights(root / "model.safetensors", weights(model))
+                processes.from_first(lambda: checkpoint.save_weights(root / "model.safetensors", weights(model)))
         return Fit(history.entries, state.step, state.seconds, state.best)
 
     def _identity(self, **arguments: Any) -> dict[str, Any]:
         """What decides the outcome of a training; how often it is saved does not."""
-        deciding = [item.name for item in fields(self) if item.name not in ("save_every", "keep")]
+        outcome_free = ("save_every", "keep", "parallel")  # another plan may continue a training
+        deciding = [item.name for item in fields(self) if item.name not in outcome_free]
         trainer = {name: describe(getattr(self, name)) for name in deciding}
         return {"trainer": trainer, **{name: describe(value) for name, value in arguments.items()}}
 
 
-def _resume(root: Path, state: TrainingState, history: History, identity: dict[str, Any]) -> None:
-    """Continue from the newest whole checkpoint under `root`, if there is one."""
+def _spread(plan: str | ParallelPlan, model: nn.Module) -> tuple[nn.Module, Processes]:
+    from flambeau.training.parallel.apply import apply  # slow to import
+
+    parallel = apply(ParallelPlan.from_string(plan) if isinstance(plan, str) else plan, copy.deepcopy(model))
+    return parallel.module, parallel
+
+
+def _saved(root: Path, history: History, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest whole checkpoint under `root` that this training can continue, if there is one."""
     checkpoint.clean(root)
     for path, saved in checkpoint.newest(root):
         changed = differences(saved.get("identity"), identity)
@@ -227,9 +250,9 @@ def _resume(root: Path, state: TrainingState, history: History, identity: dict[s
                 f"{path} is whole, its history is not: {error}; trying the checkpoint before it", stacklevel=3
             )
             continue
-        state.load_state_dict(saved)
-        return
+        return saved
     if checkpoint.exist(root):
         raise CheckpointError(
             f"no checkpoint in {root} can be continued; remove the folder to train from the beginning"
         )
+    return None

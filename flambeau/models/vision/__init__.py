@@ -1,5 +1,6 @@
 """Networks that look at images."""
 
 from flambeau.models.vision.autoencoder import ConvDecoder, ConvEncoder, conv_autoencoder
+from flambeau.models.vision.resnet import ResNet, resnet18, resnet34, resnet50
 
-__all__ = ["ConvDecoder", "ConvEncoder", "conv_autoencoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "ResNet", "conv_autoencoder", "resnet18", "resnet34", "resnet50"]
