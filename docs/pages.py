@@ -1,4 +1,5 @@
-"""MkDocs hook: a page for every paper from its module and its recorded result, and a reference page for every room."""
+"""MkDocs hook: a page for every paper from its module, its recorded result and ``parts/KEY.md``, and a reference page for
+every room."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from flambeau.app.report import figure
 from flambeau.app.results import picture, recorded
 from flambeau.papers.catalog import Paper, catalog, describe
 
+PARTS = Path(__file__).parent / "parts"  # what a paper's page says of its parts and of the user's own data
 PACKAGE = Path(__file__).parents[1] / "flambeau"
 
 
@@ -47,6 +49,9 @@ def _paper(paper: Paper) -> str:
     lines += ["```", f"flambeau run {paper.key}", "```", ""]
     if picture(paper.key):
         lines += [f"![figure of the recorded run]({paper.key}.png)", ""]
+    written = PARTS / f"{paper.key}.md"
+    if written.exists():
+        lines += [written.read_text().strip(), ""]
     lines += ["## Claims", ""]
     if result:
         lines += ["| claim | values over seeds | target | paper | holds? |", "|---|---|---|---|---|"]
@@ -106,7 +111,11 @@ def _paper(paper: Paper) -> str:
 
 
 def _room(room: str) -> str:
-    return f"# {room}\n\n::: flambeau.{room}\n"
+    lines = [f"# {room}", "", f"::: flambeau.{room}", ""]
+    for path in sorted((PACKAGE / room).glob("*/__init__.py")):
+        lines += [f"## {room}.{path.parent.name}", "", f"::: flambeau.{room}.{path.parent.name}"]
+        lines += ["    options:", "      heading_level: 3", ""]
+    return "\n".join(lines)
 
 
 def _cell(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import time
 from enum import IntEnum
@@ -153,6 +154,9 @@ def run(
     PATH=VALUE changes a parameter of `flambeau show KEY`: window=8, training.steps=500, data=load.csv, or a part, such
     as training.schedule="WarmupCosine(warmup=100)". The exit code is 0 if every measured claim holds, 3 if one does
     not, 2 for a bad key, path, value or file, and 1 if the run broke.
+
+    torchrun --nproc_per_node 2 -m flambeau run KEY training.parallel="cp2" spreads its trainings over processes: axes
+    are dp, fsdp, cp and tp.
     """
     experiment = load(key)
     from flambeau.app.report import write_report
@@ -170,10 +174,13 @@ def run(
             folder = left
         elif left is not None:
             print(f"An unfinished run of these parameters is in {left}; --resume goes on with it.", file=sys.stderr)
-    progress = ConsoleProgress()
+    first = os.environ.get("RANK", "0") == "0"
+    progress = ConsoleProgress() if first else None
     result = run_experiment(
         experiment, out=folder, tree=tree, preset=preset, seed=seed, device=device, threads=threads, progress=progress
     )
+    if not first:
+        leave(Exit.OK)
     report = write_report(find(key), folder)
     result["artifacts"].append(str(report))
     if as_json:
@@ -181,7 +188,16 @@ def run(
     else:
         print_claims(result)
         print(f"\nReport: {report}")
-    raise typer.Exit(Exit.OK if all_hold(result) else Exit.CLAIM_FAILED)
+    leave(Exit.OK if all_hold(result) else Exit.CLAIM_FAILED)
+
+
+def leave(code: Exit) -> None:
+    """End the command. A process of a group ends at once: gloo's threads can abort an interpreter that winds down."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        raise typer.Exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fresh(runs: Path) -> Path:

@@ -21,6 +21,7 @@ from flambeau.experiment.run import Run
 from flambeau.files import read_json, write_json
 from flambeau.symbolic import Node, digest, to_json
 from flambeau.symbolic import template as template_of
+from flambeau.training.parallel import announced_processes, join_group
 from flambeau.training.progress import Progress
 
 CONTRACT = ("paper", "preset", "seed", "seconds", "commit", "environment", "claims", "artifacts")
@@ -43,6 +44,9 @@ def run_experiment(
     An interrupted run (even by SIGKILL) is continued by running the same parameters in the same folder: finished and
     half-finished trainings are taken up from their checkpoints, so the result is that of an uninterrupted run.
 
+    Under ``torchrun`` every process makes this call and runs the experiment: trainings with a parallel plan share the
+    work, all else is done by each. The first process's result counts; the others run in ``out/ranks/N``.
+
     Args:
         experiment: see :func:`flambeau.papers.load`.
         out: the run folder; it may hold an unfinished run of the same parameters, preset and seed.
@@ -63,7 +67,7 @@ def run_experiment(
             f"device {device!r} is not available; this machine has cpu"
             + (" and cuda" if torch.cuda.is_available() else "")
         )
-    folder = Path(out)
+    folder = own_folder(Path(out))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "run.lock").open("w") as lock:
         try:
@@ -105,6 +109,17 @@ def run_experiment(
             )
             write_json(folder / "run.json", result)
     return result
+
+
+def own_folder(out: Path) -> Path:
+    """The folder that this process runs in: `out` of the first one, or one below it for each other."""
+    if announced_processes() == 1:
+        return out
+    join_group()
+    shared = [str(out.resolve())]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    rank = torch.distributed.get_rank()
+    return Path(shared[0]) / "ranks" / str(rank) if rank else Path(shared[0])
 
 
 def contract(result: dict[str, Any]) -> dict[str, Any]:
@@ -153,5 +168,5 @@ def _artifacts(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.rglob("*")
-        if p.is_file() and p.name not in hidden and "train" not in p.relative_to(folder).parts[:-1]
+        if p.is_file() and p.name not in hidden and not {"train", "ranks"} & set(p.relative_to(folder).parts[:-1])
     )

@@ -176,8 +176,6 @@ def apply(plan: ParallelPlan, model: nn.Module) -> ParallelModel:
     """
     join_group()
     sizes = plan.mesh.resolve(dist.get_world_size())
-    if sizes.pp > 1:
-        raise ValueError("mesh.pp must be 1: a model under `apply` is not cut into pipeline stages")
     device = next(model.parameters()).device.type
     mesh = plan.mesh.build(device)
     if sizes.tp > 1:

@@ -44,7 +44,7 @@ def run_processes(
     """
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if dist.is_initialized() or announced_processes() > 1:
         join_group(backend)
         if dist.get_world_size() != processes:
             raise ValueError(f"{processes} processes are needed, this group has {dist.get_world_size()}")
@@ -72,6 +72,11 @@ def run_processes(
                 worker.join()
 
 
+def announced_processes() -> int:
+    """Processes of the group that ``torchrun`` has started this one for; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_group(backend: str | None = None) -> None:
     """Join the process group that ``torchrun`` announces in the environment, unless this process is in one.
 
@@ -81,12 +86,23 @@ def join_group(backend: str | None = None) -> None:
     if dist.is_initialized():
         return
     if "RANK" not in os.environ:
-        raise RuntimeError("there is no process group: start the program with torchrun")
+        raise RuntimeError(
+            "there is no process group: start the program with torchrun, "
+            "for example torchrun --nproc_per_node 2 -m flambeau run KEY ..."
+        )
     if backend is None:
         backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        _talk_over_loopback()
     dist.init_process_group(backend, timeout=JOIN_TIMEOUT)
+
+
+def _talk_over_loopback() -> None:
+    """All processes are on this machine; gloo would look for the host's name, which may not resolve."""
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _join(workers: list[Any], folder: Path, timeout: float) -> None:
@@ -116,8 +132,7 @@ def _worker(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name may not resolve
+    _talk_over_loopback()
     torch.set_num_threads(max(1, threads // processes))
     target = Path(folder) / f"{rank}.pt"
     try:

@@ -8,23 +8,22 @@ from dataclasses import asdict, dataclass, replace
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+AXES = ("dp_replicate", "dp_shard", "cp", "tp")
 
 
 @dataclass(frozen=True)
 class MeshSpec:
     """Devices along each axis; their product is the number of processes.
 
-    Axes are nested in the order pp, dp_replicate, dp_shard, cp, tp: neighbours along tp, which talk most, are
+    Axes are nested in the order dp_replicate, dp_shard, cp, tp: neighbours along tp, which talk most, are
     neighbouring ranks, on one machine if it is wide enough.
 
-    pp: pipeline stages. dp_replicate: replicas of the model that share their gradients. dp_shard: data-parallel ranks
+    dp_replicate: replicas of the model that share their gradients. dp_shard: data-parallel ranks
     over which parameters, gradients and optimiser are sharded; -1 is what the other axes leave of the world. cp: parts
     of each sequence. tp: parts of each layer.
     Raises ValueError for sizes below 1.
     """
 
-    pp: int = 1
     dp_replicate: int = 1
     dp_shard: int = 1
     cp: int = 1

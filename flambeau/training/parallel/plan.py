@@ -78,15 +78,15 @@ class ParallelPlan:
     def from_string(cls, text: str) -> ParallelPlan:
         """Read a plan such as ``"fsdp2 x tp2"``, ``"dp2 x cp4 zigzag"`` or ``"fsdp x tp4, megatron_sp"``.
 
-        Axes: pp, dp (replicas), fsdp (sharded; without a number what is left of the world), cp, tp. Words: megatron,
+        Axes: dp (replicas), fsdp (sharded; without a number what is left of the world), cp, tp. Words: megatron,
         megatron_sp, blockwise, two_phase, ulysses, zigzag, blocks, input. Raises ValueError naming what it cannot read.
         """
-        names = {"pp": "pp", "dp": "dp_replicate", "fsdp": "dp_shard", "cp": "cp", "tp": "tp"}
+        names = {"dp": "dp_replicate", "fsdp": "dp_shard", "cp": "cp", "tp": "tp"}
         sizes: dict[str, int] = {}
         placements: Any = "megatron"
         context: dict[str, Any] = {}
         for word in re.split(r"[\s,]+|(?<=\d)x(?=[a-z])", text.strip()):
-            axis = re.fullmatch(r"(pp|dp|fsdp|cp|tp)(\d+)?", word)
+            axis = re.fullmatch(r"(dp|fsdp|cp|tp)(\d+)?", word)
             if word in ("", "x"):
                 continue
             if axis and (axis[2] or axis[1] == "fsdp"):
@@ -102,7 +102,7 @@ class ParallelPlan:
             elif word in ("blocks", "input"):
                 context["region"] = word
             else:
-                raise ValueError(f"plan {text!r}: cannot read {word!r}; axes are pp2, dp2, fsdp or fsdp2, cp2, tp2")
+                raise ValueError(f"plan {text!r}: cannot read {word!r}; axes are dp2, fsdp or fsdp2, cp2, tp2")
         return cls(MeshSpec(**sizes), placements, ContextSpec(**context))
 
     def to_json(self) -> str:

@@ -14,6 +14,7 @@ from flambeau.models.language import GPT
 from flambeau.training import Interrupted, Trainer
 from flambeau.training.parallel import ParallelPlan
 from flambeau.training.parallel.apply import apply
+from flambeau.training.parallel.checkpoint import load_sharded, save_sharded
 
 warnings.filterwarnings("ignore")
 
@@ -133,3 +134,31 @@ def fits(folder):
     except ValueError as error:
         out["uneven"] = str(error)
     return out
+
+
+def save_under(plan, folder):
+    """Two steps of Adam under a plan, a sharded checkpoint, and what a third step gives."""
+    spread = apply(ParallelPlan.from_string(plan), model())
+    optimizer = torch.optim.Adam(spread.module.parameters(), lr=1e-2)
+    for step in range(3):
+        if step == 2:
+            save_sharded(folder, spread.module, optimizer)
+            saved = {name: whole(value).clone() for name, value in spread.module.state_dict().items()}
+        spread.call(loss, spread.module, spread.local(tokens())).backward()
+        spread.reduce_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = {name: whole(value).detach().clone() for name, value in spread.module.state_dict().items()}
+    return {"saved": saved, "after": after}
+
+
+def load_under(plan, folder):
+    """The weights that were loaded, and what a step of Adam makes of them."""
+    spread = apply(ParallelPlan.from_string(plan), model())
+    optimizer = torch.optim.Adam(spread.module.parameters(), lr=1e-2)
+    load_sharded(folder, spread.module, optimizer)
+    loaded = {name: whole(value).detach().clone() for name, value in spread.module.state_dict().items()}
+    spread.call(loss, spread.module, spread.local(tokens())).backward()
+    spread.reduce_gradients()
+    optimizer.step()
+    return {"loaded": loaded, "after": {n: whole(v).detach().clone() for n, v in spread.module.state_dict().items()}}

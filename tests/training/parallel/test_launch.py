@@ -7,7 +7,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import launch_workers as w
 
-from flambeau.training.parallel import MeshSpec, ParallelPlan, Rule, run_processes
+from flambeau.training.parallel import ContextSpec, MeshSpec, ParallelPlan, Rule, run_processes
 
 
 def test_every_rank_runs_the_function_in_one_group():
@@ -50,7 +50,7 @@ def test_bad_numbers_are_named():
     "text, plan",
     [
         ("fsdp2 x tp2", ParallelPlan(MeshSpec(dp_shard=2, tp=2))),
-        ("dp2xcp4 zigzag", ParallelPlan.from_json('{"mesh": {"dp_replicate": 2, "cp": 4}, "context": {"balance": "zigzag"}}')),
+        ("dp2xcp4 zigzag", ParallelPlan(MeshSpec(dp_replicate=2, cp=4), context=ContextSpec(balance="zigzag"))),
         ("fsdp, tp4 megatron_sp", ParallelPlan(MeshSpec(dp_shard=-1, tp=4), "megatron_sp")),
         ("", ParallelPlan()),
     ],
