@@ -1,6 +1,7 @@
 """One training loop for every paper: schedules, precision, averaging, checkpoints and exact resume."""
 
 from flambeau.training.checkpoint import CheckpointError
+from flambeau.training.ema_teacher import EMATeacher
 from flambeau.training.interrupts import Interrupted
 from flambeau.training.loop import to_device
 from flambeau.training.precision import Autocast, Precision
@@ -13,6 +14,7 @@ __all__ = [
     "Autocast",
     "CheckpointError",
     "ConsoleProgress",
+    "EMATeacher",
     "Fit",
     "Interrupted",
     "OneCycle",

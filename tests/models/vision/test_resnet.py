@@ -28,7 +28,7 @@ def test_agrees_with_the_implementation_of_transformers():
     peer = transformers.ResNetForImageClassification(config).eval()
     ours = ResNet((1, 2), (8, 16), in_channels=4, classes=5).eval()
     # transformers walks its modules in the order conv, norm; shortcut first within a block.
-    names = [name for name in ours.state_dict()]
+    names = list(ours.state_dict())
     state = {}
     for name in names:
         there = (
