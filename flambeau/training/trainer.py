@@ -199,7 +199,7 @@ class Trainer:
                 saved = processes.from_first(lambda: _saved(root / "checkpoints", history, identity))
                 history.entries = processes.from_first(lambda: history.entries)
                 if saved is not None:
-                    state.load_state_dict({**saved, "rng": processes.own_rng(saved)})
+                    state.load_state_dict({**processes.parts(saved), "rng": processes.own_rng(saved)})
             was_finished = state.finished
             if not was_finished:
                 stack.enter_context(precision.attach(trained, optimizer))

@@ -16,7 +16,8 @@ from flambeau.training.parallel.launch import join_group
 from flambeau.training.parallel.mesh import Mesh
 from flambeau.training.parallel.placement import gathered
 from flambeau.training.parallel.plan import ParallelPlan
-from flambeau.training.parallel.tensor_parallel import apply_tensor_parallel
+from flambeau.training.parallel.tensor_parallel import apply_tensor_parallel, laid_by_heads
+from flambeau.training.parallel.tensor_styles import heads_from_thirds, thirds_from_heads
 
 T = TypeVar("T")
 BUCKET_ELEMENTS = 8 * 2**20
@@ -144,12 +145,16 @@ class ParallelModel:
 
     def whole(self, state: dict[str, Any]) -> dict[str, Any]:
         """`state` with whole tensors on the CPU, and the random states of all processes in place of this one's."""
-        state = gathered(state)
+        state = _laid_out(gathered(state), laid_by_heads(self.module), thirds_from_heads)
         if "rng" in state:
             every: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(every, state["rng"])
             state |= {"rng": every[0], "rng_of_processes": every}
         return state
+
+    def parts(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What `whole` gave, in the layout that this model has under its plan; tensors are still whole."""
+        return _laid_out(state, laid_by_heads(self.module), heads_from_thirds)
 
     def own_rng(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """This process's part of the random states in `state`; None, to keep the present one, if it has none."""
@@ -214,6 +219,13 @@ def _shard(module: nn.Module, mesh: Mesh) -> _Call:
     root = _Call(module)
     fully_shard(root, mesh=mesh.fsdp)
     return root
+
+
+def _laid_out(value: Any, heads: dict[str, int], change: Callable[[Tensor, int], Tensor], name: str = "") -> Any:
+    """Nested `value` with each tensor that stands below a name of `heads` changed, moments of optimisers among them."""
+    if isinstance(value, dict):
+        return {key: _laid_out(item, heads, change, key if key in heads else name) for key, item in value.items()}
+    return change(value, heads[name]) if name and isinstance(value, Tensor) and value.ndim else value
 
 
 def _rows(batch: Any, ranks: int, rank: int) -> Any:

@@ -162,3 +162,51 @@ def load_under(plan, folder):
     spread.reduce_gradients()
     optimizer.step()
     return {"loaded": loaded, "after": {n: whole(v).detach().clone() for n, v in spread.module.state_dict().items()}}
+
+
+def hub_model():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=61, n_positions=32, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+    return GPT2LMHeadModel(config)
+
+
+def hub_loss(network, batch):
+    return torch.nn.functional.cross_entropy(network(batch[0][:, :-1]).logits.flatten(0, 1), batch[0][:, 1:].flatten())
+
+
+def fit_split(plan, kind="ours", folder=None, stop_after=None):
+    """A training of a transformer whose layers, or sequences, are split."""
+    network = model() if kind == "ours" else hub_model()
+    steps = 0
+
+    def counted(trained, batch):
+        nonlocal steps
+        steps += 1
+        if steps == stop_after and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(trained, batch[0]) if kind == "ours" else hub_loss(trained, batch)
+
+    counted.__qualname__ = f"loss of {kind}"
+    try:
+        done = trainer(parallel=plan, select=None).fit(
+            network, counted, Batches((tokens(16),), 8), folder=folder, seed=5
+        )
+    except Interrupted:
+        return None
+    whole_weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    return {"losses": [entry["loss"] for entry in done.history], "weights": whole_weights}
+
+
+def splits(folder):
+    out = {}
+    for kind in ("ours", "hub"):
+        for plan in ("tp2", "cp2"):
+            out[kind, plan] = fit_split(plan, kind)
+            fit_split(plan, kind, f"{folder}/{kind}-{plan}", stop_after=5)
+            out[kind, plan, "continued"] = fit_split(plan, kind, f"{folder}/{kind}-{plan}")
+            fit_split(plan, kind, f"{folder}/{kind}-{plan}-half", stop_after=5)
+    return {" ".join(key): value for key, value in out.items()}

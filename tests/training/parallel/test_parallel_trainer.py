@@ -83,3 +83,27 @@ def test_a_plan_that_does_not_fit_says_so(two):
 def test_a_plan_outside_a_group_says_how_to_start_one():
     with pytest.raises(RuntimeError, match="torchrun"):
         Trainer(steps=1, parallel="dp2").fit(w.model(), w.loss, lambda step, generator: w.tokens())
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    pytest.importorskip("transformers", reason="needs the extra hf: pip install 'flambeau[hf]'")
+    folder = tmp_path_factory.mktemp("splits")
+    return folder, run_processes(w.splits, 2, str(folder))
+
+
+@pytest.mark.parametrize("plan", ["tp2", "cp2"])
+@pytest.mark.parametrize("kind", ["ours", "hub"])
+def test_split_layers_and_split_sequences_train_as_one_process(split, kind, plan):
+    folder, outcomes = split
+    alone = w.fit_split(None, kind)
+    for outcome in outcomes:
+        ours, continued = outcome[f"{kind} {plan}"], outcome[f"{kind} {plan} continued"]
+        assert ours["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+        for name, weight in alone["weights"].items():
+            torch.testing.assert_close(ours["weights"][name], weight, rtol=1e-2, atol=1e-3)
+        assert continued["losses"] == ours["losses"]
+        assert all(torch.equal(continued["weights"][name], weight) for name, weight in ours["weights"].items())
+    # One process continues what two began, layers whole and in the model's own layout.
+    half = w.fit_split(None, kind, str(folder / f"{kind}-{plan}-half"))
+    assert half["losses"] == pytest.approx(alone["losses"], abs=1e-4)
