@@ -143,6 +143,8 @@ PHOTOS = (
     "immunohistochemistry moon page retina rocket text china flower"
 ).split()
 
+TEXTURES = ("brick", "grass", "gravel", "coins", "hubble_deep_field", "immunohistochemistry", "page")
+
 
 def photo(name: str, gray: bool = False) -> Float[Tensor, "channels height width"]:
     """One whole photograph of :data:`PHOTOS` (scikit-image and scikit-learn), float32 in [0, 1].
@@ -168,7 +170,9 @@ def photo(name: str, gray: bool = False) -> Float[Tensor, "channels height width
     return (image * weights).sum(0, keepdim=True).clamp_(0, 1)
 
 
-def photos(crop: int = 32, count: int = 3600, gray: bool = True, seed: int = 0) -> ImageSet:
+def photos(
+    crop: int = 32, count: int = 3600, gray: bool = True, seed: int = 0, names: Sequence[str] = PHOTOS
+) -> ImageSet:
     """Random square crops of 18 photographs; the label says which photograph a crop is from.
 
     Each photograph is cut into disjoint regions of about two crops a side; a crop lies in one region, and the region
@@ -179,9 +183,10 @@ def photos(crop: int = 32, count: int = 3600, gray: bool = True, seed: int = 0) 
         count: crops in all, spread evenly over the photographs.
         gray: one channel (BT.601 luma) instead of three.
         seed: which crops.
+        names: the photographs, of :data:`PHOTOS`; :data:`TEXTURES` are seven that crops are told apart in.
 
     Raises:
-        ValueError: `crop` or `count` out of range.
+        ValueError: `crop` or `count` out of range, or an unknown name.
     """
     if not 1 <= crop <= 172:
         raise ValueError(f"crop must lie in [1, 172] pixels, got {crop}")
@@ -189,10 +194,10 @@ def photos(crop: int = 32, count: int = 3600, gray: bool = True, seed: int = 0) 
         raise ValueError(f"count must be at least 1, got {count}")
     generator = derive_generator(seed, "photos")
     crops, labels, groups = [], [], []
-    for label, name in enumerate(PHOTOS):
+    for label, name in enumerate(names):
         image = photo(name, gray)
         regions = _regions(image.shape[1], image.shape[2], crop)
-        wanted = count // len(PHOTOS) + (label < count % len(PHOTOS))
+        wanted = count // len(names) + (label < count % len(names))
         order = torch.randperm(len(regions), generator=generator).tolist()
         for position in range(wanted):
             region = order[position % len(regions)]
@@ -202,7 +207,7 @@ def photos(crop: int = 32, count: int = 3600, gray: bool = True, seed: int = 0) 
             crops.append(image[:, y : y + crop, x : x + crop])
             labels.append(label)
             groups.append(label * 1_000_000 + region)
-    return ImageSet(torch.stack(crops), torch.tensor(labels), list(PHOTOS), torch.tensor(groups))
+    return ImageSet(torch.stack(crops), torch.tensor(labels), list(names), torch.tensor(groups))
 
 
 def _regions(height: int, width: int, crop: int) -> list[tuple[int, int, int, int]]:

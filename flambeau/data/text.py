@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 MAX_TEXT_BYTES = 2**30
@@ -67,6 +67,11 @@ class ByteTokenizer:
         if values and not (min(values) >= 0 and max(values) < 256):
             raise ValueError(f"tokens must lie in [0, 256), got [{min(values)}, {max(values)}]")
         return bytes(values).decode(errors="replace")
+
+    def word_begins(self, tokens: Int64[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
+        """Where words begin: at bytes behind white space that are none themselves."""
+        space = (tokens == 32) | ((tokens >= 9) & (tokens <= 13))
+        return ~space & torch.cat([space.new_ones(1), space[:-1]])
 
 
 def token_windows(

@@ -1,29 +1,65 @@
 """Layers, built of ops."""
 
+from flambeau.nn.attention import (
+    DenseAttention,
+    LocalAttention,
+    LocalRoutingAttention,
+    LSHAttention,
+    RandomRoutingAttention,
+    RoutingAttention,
+    StridedAttention,
+    collect_aux,
+)
 from flambeau.nn.auto_correlation import AutoCorrelation
+from flambeau.nn.conv_bn import conv_bn_tune
 from flambeau.nn.decomposition import SeasonalLayerNorm, SeriesDecomposition
 from flambeau.nn.distances import nearest, squared_distances
+from flambeau.nn.field_embedding import FieldEmbedding
+from flambeau.nn.frozen_statistics import freeze_statistics, unfreeze_statistics
+from flambeau.nn.interacting import InteractingLayer
 from flambeau.nn.kmeans import kmeans, kmeans_plus_plus
+from flambeau.nn.linformer import linformer_attention
+from flambeau.nn.online_kmeans import OnlineKMeans
 from flambeau.nn.prototype import PrototypeHead, PrototypeLayer
 from flambeau.nn.recurrent import FlashGRU, FlashLSTM, FlashRNN
+from flambeau.nn.ring import Loopback, SequenceLayout, ring_attention, split_positions
 from flambeau.nn.series_attention import FullAttention, ProbSparseAttention, ProjectedHeads
 from flambeau.nn.series_embedding import SeriesEmbedding
 
 __all__ = [
     "AutoCorrelation",
+    "DenseAttention",
+    "FieldEmbedding",
     "FlashGRU",
     "FlashLSTM",
     "FlashRNN",
     "FullAttention",
+    "InteractingLayer",
+    "LSHAttention",
+    "LocalAttention",
+    "LocalRoutingAttention",
+    "Loopback",
+    "OnlineKMeans",
     "ProbSparseAttention",
     "ProjectedHeads",
     "PrototypeHead",
     "PrototypeLayer",
+    "RandomRoutingAttention",
+    "RoutingAttention",
     "SeasonalLayerNorm",
+    "SequenceLayout",
     "SeriesDecomposition",
     "SeriesEmbedding",
+    "StridedAttention",
+    "collect_aux",
+    "conv_bn_tune",
+    "freeze_statistics",
     "kmeans",
     "kmeans_plus_plus",
+    "linformer_attention",
     "nearest",
+    "ring_attention",
+    "split_positions",
     "squared_distances",
+    "unfreeze_statistics",
 ]

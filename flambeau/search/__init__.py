@@ -3,9 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from flambeau.search.algorithm import Algorithm, Dedup, Random, Reward, Sweep
+from flambeau.search.algorithm import Algorithm, Dedup, Feasible, Random, Reward, Sweep
 from flambeau.search.early_stopping import ASHA, MedianStopping
 from flambeau.search.evaluate import EvaluationError, resume, search
+from flambeau.search.functional_cache import FunctionalCache
+from flambeau.search.functional_key import functional_hash
 from flambeau.search.sample import Feedback, poll_result, sample
 from flambeau.search.study import Measurement, RaceConditionError, Study, StudyError, Trial, studies
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         Reinforce,
         SuccessiveHalving,
     )
+    from flambeau.search.functional_probe import FunctionProbe, OptimizerProbe, Probe
 
 __all__ = [
     "ASHA",
@@ -33,11 +36,16 @@ __all__ = [
     "Dedup",
     "EvaluationError",
     "Evolution",
+    "Feasible",
     "Feedback",
+    "FunctionProbe",
+    "FunctionalCache",
     "HillClimb",
     "LSTMController",
     "Measurement",
     "MedianStopping",
+    "OptimizerProbe",
+    "Probe",
     "RaceConditionError",
     "Random",
     "RegularizedEvolution",
@@ -48,6 +56,7 @@ __all__ = [
     "SuccessiveHalving",
     "Sweep",
     "Trial",
+    "functional_hash",
     "poll_result",
     "resume",
     "sample",
@@ -57,7 +66,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The learning algorithms, imported when asked for: some need torch, which looking at a study does not."""
+    """The learning algorithms and the probes, imported when asked for: looking at a study does not need torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("flambeau.search.algorithms"), name)
+    module = "functional_probe" if name.endswith("Probe") else "algorithms"
+    return getattr(import_module(f"flambeau.search.{module}"), name)

@@ -1,9 +1,9 @@
-"""What a search algorithm is, and the three simple ones: random search, enumeration, de-duplication."""
+"""What a search algorithm is, and the simple ones: random search, enumeration, de-duplication, rejection."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from flambeau.symbolic import DNA, Spec
@@ -38,6 +38,7 @@ class Algorithm(Protocol):
 
     def feedback(self, dna: DNA, reward: Reward) -> None:
         """Learn that `dna` earned `reward`."""
+        return
 
     def recover(self, history: Sequence[tuple[DNA, Reward | None]]) -> None:
         """Continue, without a stored state, after the trials of `history` in their order; None: no reward (yet).
@@ -145,3 +146,35 @@ class Dedup(Algorithm):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.algorithm.load_state_dict(state["algorithm"])
         self.seen = {DNA.from_json(dna): None for dna in state["seen"]}
+
+
+class Feasible(Algorithm):
+    """`algorithm` without the points that `accept` refuses: another is asked for, and nothing is fed back for them.
+
+    After `attempts` refusals in a row the space counts as exhausted (StopIteration).
+    """
+
+    def __init__(self, algorithm: Algorithm, accept: Callable[[DNA], bool], attempts: int = 10_000) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts: expected at least 1, got {attempts}")
+        self.algorithm, self.accept, self.attempts = algorithm, accept, attempts
+        self.multi_objective = algorithm.multi_objective
+        self.needs_feedback = algorithm.needs_feedback
+
+    def setup(self, spec: Spec, seed: int) -> None:
+        self.algorithm.setup(spec, seed)
+
+    def propose(self) -> DNA:
+        for _ in range(self.attempts):
+            if self.accept(dna := self.algorithm.propose()):
+                return dna
+        raise StopIteration(f"{self.attempts} proposals in a row were refused")
+
+    def feedback(self, dna: DNA, reward: Reward) -> None:
+        self.algorithm.feedback(dna, reward)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.algorithm.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.algorithm.load_state_dict(state)

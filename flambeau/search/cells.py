@@ -7,9 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from flambeau.data.nasbench import NasBench, cell_space
-from flambeau.search.algorithm import Algorithm, Random
-from flambeau.search.algorithms import MCTS, HillClimb, RegularizedEvolution, Reinforce, Uniform
+from flambeau.data.nasbench import OPERATIONS, Cell, NasBench, cell_space
+from flambeau.search.algorithm import Algorithm, Feasible, Random
+from flambeau.search.algorithms import (
+    MCTS,
+    Context,
+    Evolution,
+    HillClimb,
+    Individual,
+    Last,
+    Operation,
+    RegularizedEvolution,
+    Reinforce,
+    Sample,
+    Top,
+    Uniform,
+)
+from flambeau.search.algorithms.operations import Individuals
 from flambeau.search.flows import Trial, factorized, joint, separate
 from flambeau.symbolic import DNA, template
 
@@ -18,12 +32,13 @@ class CellReplay:
     """The space of labelled cells of a table, and its rewards: mean validation accuracy, 0 for what is not in it.
 
     Attributes:
+        vertices: of every cell, before pruning.
         spec: decisions `edge_i_j` and `operation_i`.
         connected: the point with all edges but the first (of `vertices` vertices), operations the first.
     """
 
     def __init__(self, table: NasBench) -> None:
-        vertices = int(table.vertices.max())
+        self.vertices = vertices = int(table.vertices.max())
         self.template = template(cell_space(vertices))
         self.spec = self.template.spec
         edges = vertices * (vertices - 1) // 2
@@ -38,11 +53,19 @@ class CellReplay:
 
     def row(self, dna: DNA) -> int | None:
         """The row of the table for a point; None if it is no cell of it."""
-        numbers = tuple(dna.to_numbers())
+        return self.row_of(tuple(dna.to_numbers()))
+
+    def row_of(self, numbers: tuple[Any, ...]) -> int | None:
+        """The same for a point that is written as numbers."""
         if numbers not in self._rows:
-            cell = self.template.decode(dna).build()
+            cell = self.cell(numbers)
             self._rows[numbers] = self.table.row.get(cell.key) if cell.pruned is not None else None
         return self._rows[numbers]
+
+    def cell(self, numbers: Sequence[Any]) -> Cell:
+        """The cell of a point that is written as numbers: the edges row by row, then the operations."""
+        edges = len(numbers) - (self.vertices - 2)
+        return Cell.from_edges([int(bit) for bit in numbers[:edges]], [OPERATIONS[int(i)] for i in numbers[edges:]])
 
     def __call__(self, dna: DNA) -> float:
         row = self.row(dna)
@@ -94,6 +117,48 @@ def cell_searches(
         "evolution, edges in operations": lambda seed: factorized(
             replay.spec, is_operation, outer, inner, replay, trials, 20, seed
         ),
+    }
+
+
+class CellMutation(Operation):
+    """NAS-Bench-101's mutation (Ying et al. 2019): of a cell of V vertices every edge flips with probability 1/V, every
+    operation changes to another one with probability 1/(V - 2), and all that again until the cell is in the table."""
+
+    def __init__(self, replay: CellReplay) -> None:
+        self.replay = replay
+
+    def __call__(self, individuals: Individuals, context: Context) -> Individuals:
+        return [Individual(self.mutate(individual.dna, context)) for individual in individuals]
+
+    def mutate(self, dna: DNA, context: Context) -> DNA:
+        numbers, rng, vertices = dna.to_numbers(), context.rng, self.replay.vertices
+        edges = len(numbers) - (vertices - 2)
+        while True:
+            changed: list[Any] = list(numbers)
+            for i in range(len(numbers)):
+                if i < edges and rng.random() < 1 / vertices:
+                    changed[i] = 1 - changed[i]
+                elif i >= edges and rng.random() < 1 / (vertices - 2):
+                    changed[i] = rng.choice([j for j in range(len(OPERATIONS)) if j != changed[i]])
+            if self.replay.row_of(tuple(changed)) is not None:
+                return context.spec.from_numbers(changed)
+
+
+def cached_searches(replay: CellReplay, population: int, tournament: int) -> dict[str, Callable[[], Algorithm]]:
+    """The searches that functional hashing was studied with, over cells of the table only: random, regularised
+    evolution (the oldest dies) and elitism (the worst dies)."""
+
+    def evolution(keep: Operation) -> Algorithm:
+        reproduction = Sample(tournament) >> Top(1) >> CellMutation(replay)
+        return Feasible(
+            Evolution(reproduction, population_init=population, population_update=keep),
+            lambda dna: replay.row(dna) is not None,
+        )
+
+    return {
+        "evolution": lambda: evolution(Last(population)),
+        "elitism": lambda: evolution(Top(population)),
+        "random": lambda: Feasible(Random(), lambda dna: replay.row(dna) is not None),
     }
 
 

@@ -259,7 +259,13 @@ def trial_seed(seed: int, id: int) -> int:
 
 def new_owner() -> str:
     """A name for a worker in this process, by which other processes of the machine can see whether it lives."""
-    return f"{host()}|{os.getpid()}|{process_start(os.getpid())}|{uuid.uuid4().hex}"
+    return f"{this_process(os.getpid())}|{uuid.uuid4().hex}"
+
+
+@cache
+def this_process(pid: int) -> str:
+    """Machine, id and start of this process; its id is an argument because a fork is another process."""
+    return f"{host()}|{pid}|{process_start(pid)}"
 
 
 def is_gone(owner: str, lease: float) -> bool:

@@ -16,13 +16,16 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flambeau.search.algorithm import Algorithm
 from flambeau.search.coordinator import MAX_ATTEMPTS
 from flambeau.search.sample import Feedback, prepare, report, sample
 from flambeau.search.study import RaceConditionError, Study, StudyError
 from flambeau.symbolic import SymbolicError, build, from_json, to_json
+
+if TYPE_CHECKING:
+    from flambeau.search.functional_cache import FunctionalCache
 
 Evaluate = Callable[[Any, Feedback], Any]
 
@@ -42,6 +45,7 @@ def search(
     study: Study | str | os.PathLike[str] | None = None,
     name: str | None = None,
     gpus: float = 0.0,
+    cache: FunctionalCache | None = None,
     progress: Any = None,
     **options: Any,
 ) -> Study:
@@ -57,6 +61,9 @@ def search(
     given as a function of a module that makes it, and a script starts its search under `if __name__ == "__main__":`.
     backend="ray" needs the extra `search`; each worker is a Ray task with one CPU and `gpus` GPUs.
 
+    `cache` answers for candidates that compute what another one computed (see `sample`). Of all workers only one
+    evaluates a key. Workers of other processes need a cache with a store.
+
     A worker that dies is replaced, its trial handed out again; a trial that takes down its worker every time is lost.
     An exception in `evaluate` ends the search: as itself inline, as EvaluationError elsewhere; its trial stays
     unfinished, to be handed out when the search is called again.
@@ -67,27 +74,30 @@ def search(
         raise ValueError(f"backend: expected 'inline', 'process' or 'ray', got {backend!r}")
     if isinstance(study, Study) and study.path is None and backend != "inline":
         raise ValueError(f"study: workers of backend {backend!r} need a study with a path, got one in memory")
+    written, cache = cache, build(cache)
+    if cache is not None and cache.ledger.path is None and backend != "inline":
+        raise ValueError(f"cache: workers of backend {backend!r} need one with a store, got one in memory")
     if study is None and backend != "inline":
         with tempfile.TemporaryDirectory() as folder:
             shared = Study(Path(folder) / "study.db", name or "main")
-            arguments = dict(workers=workers, study=shared, gpus=gpus, progress=progress, **options)
+            arguments = dict(workers=workers, study=shared, gpus=gpus, cache=cache, progress=progress, **options)
             return search(space, algorithm, evaluate, n, backend=backend, **arguments).in_memory()
     study = study if isinstance(study, Study) else Study(study, name or "main")
     prepare(space, algorithm, n, study, **options)  # bad arguments fail here, not in every worker
     if study.path:
-        call = {"space": space, "algorithm": algorithm, "evaluate": evaluate, "n": n}
+        call = {"space": space, "algorithm": algorithm, "evaluate": evaluate, "n": n, "cache": written}
         how = {"backend": backend, "workers": workers, "gpus": gpus, **options}
         with suppress(SymbolicError):  # what has no text can only be resumed by the script that made it
             study.metadata = {**study.metadata, "search": to_json({**call, **how})}
     evaluate = build(evaluate)
     if backend == "inline":
-        evaluate_all(evaluate, sample(space, algorithm, n, study=study, progress=progress, **options))
+        evaluate_all(evaluate, sample(space, algorithm, n, study=study, cache=cache, progress=progress, **options))
     elif backend == "process":
-        process_search(space, algorithm, evaluate, n, workers, study, progress, options)
+        process_search(space, algorithm, evaluate, n, workers, study, cache, progress, options)
     else:
         from flambeau.search.on_ray import ray_search
 
-        ray_search(space, algorithm, evaluate, n, workers, gpus, study, progress, options)
+        ray_search(space, algorithm, evaluate, n, workers, gpus, study, cache, progress, options)
     return study
 
 
@@ -129,14 +139,16 @@ def process_search(
     n: int,
     workers: int,
     study: Study,
+    cache: FunctionalCache | None,
     progress: Any,
     options: dict[str, Any],
 ) -> None:
     """Run worker processes until there is nothing left to do."""
     try:
-        job = pickle.dumps((space, algorithm, evaluate, n, study, options))
+        job = pickle.dumps((space, algorithm, evaluate, n, study, cache, options))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise TypeError(f"space, algorithm and evaluate: cannot be pickled for worker processes: {error}") from error
+        message = f"space, algorithm, evaluate and cache: cannot be pickled for worker processes: {error}"
+        raise TypeError(message) from error
     context = multiprocessing.get_context("spawn")
     crew: dict[int, tuple[Any, Connection]] = {}
 
@@ -176,8 +188,8 @@ def work(job: bytes, sender: Connection) -> None:
     """The main function of a worker process."""
     threading.Thread(target=follow_parent, daemon=True).start()
     try:
-        space, algorithm, evaluate, n, study, options = pickle.loads(job)  # from our own parent
-        evaluate_all(evaluate, sample(space, algorithm, n, study=study, **options))
+        space, algorithm, evaluate, n, study, cache, options = pickle.loads(job)  # from our own parent
+        evaluate_all(evaluate, sample(space, algorithm, n, study=study, cache=cache, **options))
     except BaseException:
         sender.send_bytes(traceback.format_exc().encode()[-20_000:])  # must fit into the pipe
         raise SystemExit(1) from None

@@ -1,7 +1,8 @@
-"""Search workers as Ray tasks. One actor on the caller's node owns algorithm and study; the file is local to it."""
+"""Search workers as Ray tasks. One actor on the caller's node owns algorithm, study and cache, local files."""
 
 from __future__ import annotations
 
+import copy
 import os
 import uuid
 from contextlib import nullcontext
@@ -18,34 +19,42 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from flambeau.search.algorithm import Algorithm
 from flambeau.search.coordinator import MAX_ATTEMPTS
 from flambeau.search.evaluate import Evaluate, EvaluationError, evaluate_all
+from flambeau.search.functional_cache import FunctionalCache, Ledger
 from flambeau.search.sample import as_template, hand_out, prepare, report
 from flambeau.search.study import Study
 
 
 class Office:
-    """The actor: a Coordinator that is called by name."""
+    """The actor: a Coordinator, and the Ledger of a cache, that are called by name."""
 
-    def __init__(self, space: Any, algorithm: Algorithm, n: int, study: Study, options: dict[str, Any]) -> None:
+    def __init__(
+        self, space: Any, algorithm: Algorithm, n: int, study: Study, ledger: Ledger | None, options: dict[str, Any]
+    ) -> None:
         _, self.coordinator = prepare(space, algorithm, n, study, **options)
+        self.ledger = ledger
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        return getattr(self.coordinator, method)(*arguments)
+    def call(self, part: str, method: str, *arguments: Any, **named: Any) -> Any:
+        return getattr(getattr(self, part), method)(*arguments, **named)
 
 
-class RemoteCoordinator:
-    """Has the methods of the Coordinator in the actor."""
+class Remote:
+    """Has the methods of the "coordinator" or the "ledger" in the actor."""
 
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
+    def __init__(self, actor: Any, part: str) -> None:
+        self.actor, self.part = actor, part
 
     def __getattr__(self, method: str) -> Any:
-        return lambda *arguments: ray.get(self.actor.call.remote(method, *arguments))
+        if method.startswith("__"):  # what pickle asks for
+            raise AttributeError(method)
+        call = self.actor.call.remote
+        return lambda *arguments, **named: ray.get(call(self.part, method, *arguments, **named))
 
 
-def work(actor: Any, space: Any, where: Any, evaluate: Evaluate, owner: str) -> None:
+def work(actor: Any, space: Any, where: Any, evaluate: Evaluate, cache: FunctionalCache | None, owner: str) -> None:
     """The task of a worker."""
-    coordinator: Any = RemoteCoordinator(actor)
-    evaluate_all(evaluate, hand_out(as_template(space, where), coordinator, owner, nullcontext(lambda: None)))
+    coordinator: Any = Remote(actor, "coordinator")
+    quiet = nullcontext(lambda: None)
+    evaluate_all(evaluate, hand_out(as_template(space, where), coordinator, owner, quiet, cache))
 
 
 def ray_search(
@@ -56,6 +65,7 @@ def ray_search(
     workers: int,
     gpus: float,
     study: Study,
+    cache: FunctionalCache | None,
     progress: Any,
     options: dict[str, Any],
 ) -> None:
@@ -64,9 +74,12 @@ def ray_search(
         ray.init(include_dashboard=False)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     office = ray.remote(Office).options(num_cpus=0, scheduling_strategy=here)
-    actor = office.remote(space, algorithm, n, study, options)
+    actor = office.remote(space, algorithm, n, study, cache.ledger if cache is not None else None, options)
+    if cache is not None:
+        cache = copy.copy(cache)
+        cache.ledger = Remote(actor, "ledger")  # type: ignore[assignment]
     task = ray.remote(work).options(num_cpus=1, num_gpus=gpus, max_retries=0)
-    shared = ray.put(space), options.get("where"), ray.put(evaluate)
+    shared = ray.put(space), options.get("where"), ray.put(evaluate), ray.put(cache)
     crew: dict[Any, str] = {}
 
     def hire() -> None:
@@ -86,7 +99,9 @@ def ray_search(
                     except ray.exceptions.RayTaskError as error:
                         raise EvaluationError(str(error)) from None
                     except ray.exceptions.RayError as error:
-                        RemoteCoordinator(actor).release(owner, True)
+                        Remote(actor, "coordinator").release(owner, True)
+                        if cache is not None:
+                            cache.ledger.release(owner)
                         deaths = deaths + 1 if study.finished() == finished else 1
                         finished = study.finished()
                         if deaths > MAX_ATTEMPTS * workers:

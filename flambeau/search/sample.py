@@ -10,13 +10,16 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Literal
 
 from flambeau.search.algorithm import Algorithm, Reward
-from flambeau.search.coordinator import Coordinator, EarlyStopping, Turn, new_owner
-from flambeau.search.study import Study, Trial
+from flambeau.search.coordinator import Coordinator, EarlyStopping, Turn, is_finite, new_owner
+from flambeau.search.study import RaceConditionError, Study, Trial
 from flambeau.symbolic import DNA, Template, build, template
+
+if TYPE_CHECKING:
+    from flambeau.search.functional_cache import Claim, FunctionalCache, Ledger
 
 NAMED: dict[str, Study] = {}  # studies of this process that poll_result and further loops find by name
 
@@ -29,8 +32,10 @@ class Feedback:
     finished trial raises RaceConditionError. `seed` is the trial's own: seed all randomness of the evaluation with it.
     """
 
-    def __init__(self, coordinator: Coordinator, owner: str, trial: Trial) -> None:
+    def __init__(self, coordinator: Coordinator, owner: str, trial: Trial, claim: Claim | None = None) -> None:
         self._coordinator, self._owner, self._trial = coordinator, owner, trial
+        self._claim = claim  # on the key of a FunctionalCache
+        self._last: Reward | None = None  # of the measurements
         self.finished = False
 
     @property
@@ -46,32 +51,50 @@ class Feedback:
         return self._trial.seed
 
     def __call__(self, reward: Any, metadata: dict[str, Any] | None = None) -> None:
-        """Finish the trial with this reward. NaN or infinite: ValueError, or a skip if `infeasible="skip"`."""
-        self._coordinator.complete(self._owner, self.id, as_reward(reward), metadata or {})
-        self.finished = True
+        """Finish the trial with this reward. NaN or infinite: ValueError, or a skip if `infeasible="skip"`.
+
+        With a cache that averages evaluations, the trial's reward is the mean so far, its metadata tell the number.
+        """
+        self._complete(as_reward(reward), metadata or {})
 
     def add_measurement(self, step: int, reward: Any, metrics: dict[str, float] | None = None) -> None:
         """Store the reward at a step of the evaluation; it replaces measurements at this step and later ones.
 
         `metrics` are further numbers to look at; one that is not finite is stored as None.
         """
+        self._last = as_reward(reward)
         numbers = {name: float(value) for name, value in (metrics or {}).items()}
         finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._coordinator.measure(self._owner, self.id, step, as_reward(reward), finite)
 
     def should_stop_early(self) -> bool:
         """Whether the early stopping policy gives up on the trial; the body then calls done() (or skip())."""
-        return self._coordinator.should_stop(self._owner, self.id)
+        stop = self._coordinator.should_stop(self._owner, self.id)
+        if stop:
+            self._claim = None  # what follows is no whole evaluation, which is all that a cache remembers
+        return stop
 
     def done(self, metadata: dict[str, Any] | None = None) -> None:
         """Finish the trial with the reward of its last measurement; ValueError if there is none."""
-        self._coordinator.done(self._owner, self.id, metadata or {})
-        self.finished = True
+        if self._claim is not None and self._last is not None:
+            self._complete(self._last, metadata or {})
+        else:
+            self._coordinator.done(self._owner, self.id, metadata or {})
+            self.finished = True
 
     def skip(self, reason: str = "") -> None:
         """Finish the trial as infeasible: the algorithm gets no feedback on it."""
-        self._coordinator.complete(self._owner, self.id, None, {"reason": reason} if reason else {})
+        self._complete(None, {"reason": reason} if reason else {})
+
+    def _complete(self, reward: Reward | None, metadata: dict[str, Any]) -> None:
+        found = reward if reward is not None and is_finite(reward) else None
+        if self._claim is not None and found is not None:
+            reward, n_evals = self._claim.mean(found)
+            metadata = {**metadata, "n_evals": n_evals} if n_evals > 1 else metadata
+        self._coordinator.complete(self._owner, self.id, reward, metadata)
         self.finished = True
+        if self._claim is not None:
+            self._claim.finish(found)
 
     def end_loop(self) -> None:
         """Hand out no further trial, to any worker; the loop ends when its body comes back for more."""
@@ -93,6 +116,7 @@ def sample(
     infeasible: Literal["raise", "skip"] = "raise",
     seed: int = 0,
     lease: float = 60.0,
+    cache: FunctionalCache | None = None,
     progress: Any = None,
 ) -> Generator[tuple[Any, Feedback], None, None]:
     """Yield (value, feedback) for up to `n` trials of a study that `algorithm` proposes from `space`.
@@ -110,6 +134,10 @@ def sample(
     batches of `batch`, and fed back in the order of their ids when the batch is finished. `where` restricts the
     decisions to the hyper values it accepts; values then still contain the others. `early_stopping` decides
     `feedback.should_stop_early()`. Without file or name nothing outlives the loop.
+
+    `cache`: a candidate whose reward is known is not yielded; its trial is finished with that reward (`trial.cached`),
+    which the algorithm learns as from any other. What the body finishes is remembered, skips too. While another worker
+    evaluates an equivalent candidate, this one waits for it. `deterministic` then needs evaluations without noise.
 
     Raises ValueError for a space without decisions, StudyError for a study of another space, seed or batch size.
     """
@@ -130,9 +158,12 @@ def sample(
         seed=seed,
         lease=lease,
     )
+    if cache is not None and group:
+        raise ValueError("group: its workers evaluate a trial together, which a cache cannot follow; give one of them")
     if name:
         NAMED[name] = study
-    return hand_out(decoder, coordinator, f"group|{group}" if group else new_owner(), report(study, n, progress))
+    owner = f"group|{group}" if group else new_owner()
+    return hand_out(decoder, coordinator, owner, report(study, n, progress), build(cache))
 
 
 def poll_result(name: str) -> Study:
@@ -176,25 +207,43 @@ def prepare(
 
 
 def hand_out(
-    decoder: Template, coordinator: Coordinator, owner: str, reporter: AbstractContextManager[Callable[[], None]]
+    decoder: Template,
+    coordinator: Coordinator,
+    owner: str,
+    reporter: AbstractContextManager[Callable[[], None]],
+    cache: FunctionalCache | None = None,
 ) -> Generator[tuple[Any, Feedback], None, None]:
     """The loop of one worker."""
-    last, pause = -1, 0.01
-    with reporter as update, heartbeats(coordinator, owner):
+    last, pause, claim = -1, 0.01, None
+    alive = heartbeats(cache.ledger, owner) if cache is not None else nullcontext()
+    with reporter as update, heartbeats(coordinator, owner), alive:
         try:
             while (turn := coordinator.acquire(owner)) is not Turn.END:
                 update()
                 if isinstance(turn, Turn):
+                    if cache is not None and claim is not None:  # whose trial is over, however it ended
+                        cache.ledger.release(owner)
+                        claim = None
                     time.sleep(pause)
                     pause = min(2 * pause, 0.2)
                     continue
-                if turn.id == last:
+                value, again = decoder.decode(turn.dna), turn.id == last
+                last, pause = turn.id, 0.01
+                if again:
                     message = f"trial {turn.id} is handed out again: finish it with feedback(reward), done() or skip()"
                     warnings.warn(message, stacklevel=2)
-                last, pause = turn.id, 0.01
-                yield decoder.decode(turn.dna), Feedback(coordinator, owner, turn)
+                elif cache is not None:
+                    claim = cache.claim(value, owner)
+                    if claim.cached is not None:
+                        known = {"cached": True, "n_evals": claim.cached.n_evals}
+                        with suppress(RaceConditionError):  # taken for dead while it waited
+                            coordinator.complete(owner, turn.id, claim.cached.value, known)
+                        continue
+                yield value, Feedback(coordinator, owner, turn, claim)
             update()
         finally:
+            if cache is not None:
+                cache.ledger.release(owner)
             if not owner.startswith("group|"):  # the others of a group go on with its trial
                 coordinator.release(owner)
 
@@ -221,8 +270,8 @@ def as_reward(reward: Any) -> Reward:
 
 
 @contextmanager
-def heartbeats(coordinator: Coordinator, owner: str) -> Iterator[None]:
-    """Prolong the owner's lease from a thread, four times a lease."""
+def heartbeats(coordinator: Coordinator | Ledger, owner: str) -> Iterator[None]:
+    """Prolong the owner's leases from a thread, four times a lease."""
     interval = coordinator.heartbeat(owner) / 4
     stop = threading.Event()
 

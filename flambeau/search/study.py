@@ -1,7 +1,6 @@
 """The store of searches: studies and their trials in one SQLite file that outlives any process.
 
-Every change is one transaction in write-ahead-log mode, so a killed process leaves the last whole state, and any number
-of processes of one machine may work on one file (SQLite's log does not work over network file systems).
+Any number of processes of one machine may work on one file (see `flambeau.search.store`).
 """
 
 from __future__ import annotations
@@ -11,21 +10,18 @@ import io
 import json
 import os
 import sqlite3
-import threading
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flambeau.files import write_bytes
 from flambeau.search.algorithm import Algorithm, Reward
+from flambeau.search.store import Kind, Store, StoreError, open_store, sqlite_errors
 from flambeau.symbolic import DNA
 
-APPLICATION_ID = 0x464C4D42  # "FLMB", in the SQLite header
-FORMAT = 1
 SCHEMA = """
 CREATE TABLE study (
     name TEXT PRIMARY KEY, created REAL, seed INTEGER, spec TEXT, batch INTEGER, algorithm TEXT, state TEXT,
@@ -38,8 +34,11 @@ CREATE INDEX unfed ON trial (study, id) WHERE fed = 0;
 """
 
 
-class StudyError(ValueError):
+class StudyError(StoreError):
     """A study file that cannot be read, is not one, or does not fit what is asked of it."""
+
+
+STUDY = Kind("study", 0x464C4D42, 1, SCHEMA, StudyError)  # "FLMB"
 
 
 class RaceConditionError(RuntimeError):
@@ -76,6 +75,11 @@ class Trial:
     def finished(self) -> bool:
         return self.state not in ("running", "waiting")
 
+    @property
+    def cached(self) -> bool:
+        """Whether its reward came from a FunctionalCache, without an evaluation."""
+        return bool(self.metadata.get("cached"))
+
 
 class Study:
     """The study `name` in the file `path`; without a path in memory, for this process only.
@@ -89,9 +93,7 @@ class Study:
             raise ValueError("name: expected a study name, got ''")
         self.path, self.name = None if path is None else Path(path), name
         self.live: Algorithm | None = None  # in memory: the algorithm that holds the state of the search
-        self._lock = threading.RLock()
-        self._connection = open_store(self.path, create)
-        self._pid = os.getpid()
+        self._store = Store(self.path, STUDY, create)
         with self.transaction() as db:
             known = [name for (name,) in db.execute("SELECT name FROM study ORDER BY created")]
             if name not in known:
@@ -99,25 +101,9 @@ class Study:
                     raise StudyError(f"{self.path}: no study {name!r}; it holds {known}")
                 db.execute("INSERT INTO study (name, created) VALUES (?, ?)", (name, time.time()))
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
         """Everything inside happens at once or not at all, in this and every other process. Nested: one transaction."""
-        with self._lock:
-            if self._pid != os.getpid():  # a forked child must not share its parent's connection
-                if self.path is None:
-                    raise StudyError("a study in memory serves one process only; give it a path")
-                self._connection, self._pid = open_store(self.path, create=False), os.getpid()
-            if self._connection.in_transaction:
-                yield self._connection
-                return
-            with sqlite_errors(self.path):
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._connection
-                except BaseException:
-                    self._connection.rollback()
-                    raise
-                self._connection.commit()
+        return self._store.transaction()
 
     def trials(self) -> list[Trial]:
         """All trials, by id."""
@@ -206,7 +192,7 @@ class Study:
     def in_memory(self) -> Study:
         """A copy that needs no file."""
         copy = Study(None, self.name)
-        self._connection.backup(copy._connection)
+        self._store.connection.backup(copy._store.connection)
         return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -240,64 +226,11 @@ SELECT = "SELECT id, dna, state, reward, measurements, metadata, seed, attempts 
 
 def studies(path: str | os.PathLike[str]) -> list[Study]:
     """The studies in a file, oldest first."""
-    connection = open_store(Path(path), create=False)
-    with sqlite_errors(path):
+    connection = open_store(Path(path), STUDY, create=False)
+    with sqlite_errors(path, STUDY):
         names = [name for (name,) in connection.execute("SELECT name FROM study ORDER BY created")]
     connection.close()
     return [Study(path, name, create=False) for name in names]
-
-
-def open_store(path: Path | None, create: bool) -> sqlite3.Connection:
-    """A connection to a store that is known to be whole and ours."""
-    if path is not None and not path.exists():
-        if not create:
-            raise StudyError(f"{path}: no such study file")
-        create_store(path)
-    with sqlite_errors(path):
-        # others wait as long as an algorithm thinks over a proposal; a dead process holds no lock
-        connection = sqlite3.connect(path or ":memory:", timeout=3600, isolation_level=None, check_same_thread=False)
-        try:
-            if path is None:
-                connection.executescript(SCHEMA)
-                return connection
-            if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise StudyError(f"{path}: empty, or an SQLite file of another program; not a study")
-            (format,) = connection.execute("PRAGMA user_version").fetchone()
-            if format != FORMAT:
-                raise StudyError(f"{path}: study format {format}; this version reads format {FORMAT}")
-            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise StudyError(f"{path}: damaged: {verdict}")
-            connection.execute("PRAGMA synchronous = NORMAL")
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def create_store(path: Path) -> None:
-    """Make an empty store appear at `path` whole, also if several processes do so at once (the first one wins)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        connection = sqlite3.connect(partial, isolation_level=None)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(SCHEMA)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {FORMAT}")
-        connection.close()
-        with suppress(FileExistsError):
-            os.link(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def sqlite_errors(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # damage may hit the text of SQLite's own answers
-        raise StudyError(f"{path or 'study in memory'}: cannot be used as a study: {error}") from error
 
 
 def dumps(value: Any) -> str:

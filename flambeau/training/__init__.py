@@ -7,7 +7,7 @@ from flambeau.training.loop import to_device
 from flambeau.training.precision import Autocast, Precision
 from flambeau.training.progress import ConsoleProgress
 from flambeau.training.prototypes import fit_prototypes
-from flambeau.training.schedules import OneCycle, StepHalving, WarmupCosine, constant
+from flambeau.training.schedules import OneCycle, StepHalving, WarmupCosine, WarmupLinear, constant
 from flambeau.training.trainer import Fit, Trainer
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "StepHalving",
     "Trainer",
     "WarmupCosine",
+    "WarmupLinear",
     "constant",
     "to_device",
     "fit_prototypes",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -40,7 +41,8 @@ class AutoIntClassifier(ClassifierMixin, BaseEstimator):
         learning_rate: of Adam.
         sparse: update only the embeddings of the rows at hand.
         keep_negatives: share of the rows of the first class that are kept; probabilities are corrected for it.
-        patience: training stops after so many evaluations without a better AUC; there are four an epoch.
+        patience: training stops after so many evaluations without a lower log-loss; there are four an epoch, or one
+            every 20 steps.
         validation_fraction: held out to stop by if ``fit`` gets no ``eval_set``.
         random_state: integer, ``RandomState`` or None.
 
@@ -68,7 +70,7 @@ class AutoIntClassifier(ClassifierMixin, BaseEstimator):
         fields: Sequence[Field | str] | None = None,
         categorical: Sequence[str] = (),
         min_count: int = 1,
-        epochs: int = 20,
+        epochs: int = 50,
         batch_size: int = 256,
         learning_rate: float = 2e-3,
         sparse: bool = False,
@@ -99,6 +101,8 @@ class AutoIntClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any, eval_set: tuple[Any, Any] | None = None) -> AutoIntClassifier:
         """Fit to rows X and labels y; `eval_set` is ``(X, y)`` to stop by."""
+        if issparse(X):
+            raise TypeError("X is a sparse matrix, which AutoInt does not take; give columns or a DataFrame")
         columns = self._columns(X, fitting=True)
         target = column_or_1d(y, warn=True)
         if len(target) != len(next(iter(columns.values()))):
@@ -141,8 +145,8 @@ class AutoIntClassifier(ClassifierMixin, BaseEstimator):
         steps = max(1, len(train.labels) // min(self.batch_size, len(train.labels)))
         adam = LazyAdam if self.sparse else torch.optim.Adam
         trainer = Trainer(
-            epochs=self.epochs, optimizer=partial(adam, lr=self.learning_rate), select="max",
-            evaluate_every=max(1, steps // 4), patience=self.patience,
+            epochs=self.epochs, optimizer=partial(adam, lr=self.learning_rate), select="min",
+            evaluate_every=max(20, steps // 4), patience=self.patience,
         )  # fmt: skip
         fit = fit_clicks(
             self.model_, train, validation, trainer,
@@ -173,8 +177,10 @@ class AutoIntClassifier(ClassifierMixin, BaseEstimator):
         Its ``attrs`` hold a ``note`` on what attention is not, ``pair_importance`` (a DataFrame, measured by
         intervention on the first `rows` rows), and their rank ``agreement``.
         """
-        import pandas
-
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("explain needs pandas: pip install 'flambeau[tabular]'", name="pandas") from None
         check_is_fitted(self)
         ids, values = self.schema_.encode(self._columns(X))
         attention = mean_attention(self.model_, ids, values, layer=layer)

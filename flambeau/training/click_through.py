@@ -56,8 +56,9 @@ def fit_clicks(
 ) -> Fit:
     """Train `model` in place; each evaluation gives ``auc`` and ``log_loss`` of the validation rows.
 
-    With ``Trainer(select="max", evaluate_every=..., patience=...)`` the weights of the best AUC are kept and training
-    ends when it stops rising, in the middle of an epoch if need be: click predictors overfit within one or two.
+    With ``Trainer(select="max", evaluate_every=..., patience=...)`` the weights of the best AUC are kept, with
+    ``"min"`` those of the best log-loss, and training ends when it stops improving, in the middle of an epoch if need
+    be: click predictors overfit within one or two.
 
     Args:
         train: rows to learn from.
@@ -82,7 +83,8 @@ def fit_clicks(
     def evaluate(trained: nn.Module) -> dict[str, float]:
         logits = predict_logits(trained, validation.ids, validation.values)
         loss = F.binary_cross_entropy_with_logits(logits + negative_offset(keep_negatives), validation.labels)
-        return {"auc": float(roc_auc_score(validation.labels.numpy(), logits.numpy())), "log_loss": loss.item()}
+        values = {"auc": float(roc_auc_score(validation.labels.numpy(), logits.numpy())), "log_loss": loss.item()}
+        return values if trainer.select != "min" else dict(reversed(values.items()))
 
     return trainer.fit(model, log_loss, data, evaluate=evaluate, folder=folder, progress=progress, seed=seed)
 

@@ -19,7 +19,7 @@ class LazyAdam(torch.optim.Optimizer):
         params: parameters, or groups of them.
         lr: step size.
         betas: decay of both moments.
-        eps: added to the root of the second.
+        eps: added to the root of the second, corrected for its bias as in Adam (``SparseAdam`` does not).
 
     Raises:
         ValueError: a value out of its range.

@@ -40,6 +40,25 @@ class WarmupCosine:
 
 
 @dataclass(frozen=True)
+class WarmupLinear:
+    """Linear warm-up, then a straight line down to `floor`. The arguments are `WarmupCosine`'s."""
+
+    warmup: float = 0.05
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ValueError(f"warmup must not be negative, got {self.warmup}")
+
+    def __call__(self, step: int, total: int) -> float:
+        warmup = self.warmup if self.warmup >= 1 else self.warmup * total
+        if step + 1 < warmup:
+            return (step + 1) / warmup
+        progress = (step - max(warmup - 1, 0)) / max(total - max(warmup, 1), 1)
+        return 1 - (1 - self.floor) * min(progress, 1.0)
+
+
+@dataclass(frozen=True)
 class OneCycle:
     """One cycle: cosine rise from ``1 / start`` to 1, then cosine fall to ``1 / end`` (Smith and Topin 2018).
 

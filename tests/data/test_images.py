@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from flambeau.data import PHOTOS, Batches, ImageSet, digits, faces, photo, photos
+from flambeau.data.images import TEXTURES
 
 
 def test_digits_and_faces_are_what_they_say():
@@ -83,6 +84,12 @@ def test_an_image_set_is_a_map_style_dataset():
     assert torch.equal(ImageSet(data.images)[0], data.images[0])
 
 
+def test_crops_of_chosen_photographs():
+    data = photos(24, 30, names=TEXTURES[:3])
+    assert data.classes == ["brick", "grass", "gravel"] and data.labels.bincount().tolist() == [10, 10, 10]
+    assert data.images.shape == (30, 1, 24, 24)
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
@@ -111,5 +118,7 @@ def test_bad_arguments_are_named():
         photos(200)
     with pytest.raises(ValueError, match="photo must be one of astronaut"):
         photo("mona_lisa")
+    with pytest.raises(ValueError, match="photo must be one of astronaut"):
+        photos(names=("brick", "mona_lisa"))
     with pytest.raises(ValueError, match="size must be at least 1 pixel"):
         data.resize(0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flambeau.search.algorithm import Algorithm
 from flambeau.search.evaluate import search
+from flambeau.search.functional_cache import FunctionalCache
 from flambeau.search.sample import sample
 from flambeau.symbolic import floatv, oneof
 
@@ -82,11 +83,51 @@ def loop_on(path, count):
         feedback(score(value, feedback))
 
 
+def grid():
+    return [oneof(list(range(6))) for _ in range(3)]
+
+
+def modulo(value):
+    """A key that is one of five for all points of the grid."""
+    return 100 + sum(value) % 5
+
+
+def one_key(value):
+    return 100
+
+
+def by_key(value, feedback=None):
+    return float(modulo(value) ** 2 % 11)
+
+
+def logged(value, feedback, folder):
+    """Leave a file for every evaluation of a key."""
+    (Path(folder) / f"{modulo(value)}-{os.getpid()}-{time.monotonic_ns()}").touch()
+    time.sleep(0.01)
+    return by_key(value)
+
+
+def logged_or_die(value, feedback, folder):
+    """SIGKILL the first worker that evaluates, while it has a key."""
+    try:
+        (Path(folder) / "died").touch(exist_ok=False)
+    except FileExistsError:
+        return logged(value, feedback, folder)
+    time.sleep(0.2)  # until the other worker waits
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def outcome(study):
     return [(trial.dna, trial.reward) for trial in study.trials()]
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "cache":
+    shared = FunctionalCache(modulo, store=sys.argv[2])
+    for a in range(6):
+        for b in range(6):
+            result = shared.evaluate([a, b, 0], lambda value: logged(value, None, sys.argv[3]))
+            assert result.value == by_key([a, b, 0])
+elif __name__ == "__main__":
     path, folder, backend, workers = sys.argv[1:]
     evaluate = partial(slow_and_logged, folder=folder)
     search(

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from flambeau.search.algorithm import Algorithm, Dedup, Random, Sweep
+from flambeau.search.algorithm import Algorithm, Dedup, Feasible, Random, Sweep
 from flambeau.symbolic import manyof, oneof, template
 
 SPEC = template([oneof([1, 2, 3]), oneof([oneof([4, 5]), 6]), manyof(2, ["a", "b", "c"])]).spec
@@ -72,3 +72,21 @@ def test_an_algorithm_need_not_inherit():
         def load_state_dict(self, state): ...
 
     assert isinstance(Fixed(), Algorithm) and isinstance(Random(), Algorithm)
+
+
+def test_feasible_asks_again_and_keeps_the_state_of_what_it_wraps():
+    spec, even = template([oneof(list(range(10)))]).spec, lambda dna: dna.to_numbers()[0] % 2 == 0
+    algorithm, plain = Feasible(Random(), even), Random()
+    algorithm.setup(spec, 3), plain.setup(spec, 3)
+    proposed = [algorithm.propose() for _ in range(20)]
+    assert proposed == [dna for dna in (plain.propose() for _ in range(200)) if even(dna)][:20]
+    other = Feasible(Random(), even)
+    other.setup(spec, 3)
+    other.load_state_dict(algorithm.state_dict())
+    assert other.propose() == algorithm.propose()
+    never = Feasible(Random(), lambda dna: False, attempts=5)
+    never.setup(spec, 0)
+    with pytest.raises(StopIteration, match="5 proposals in a row were refused"):
+        never.propose()
+    with pytest.raises(ValueError, match="attempts: expected at least 1"):
+        Feasible(Random(), even, attempts=0)

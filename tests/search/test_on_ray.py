@@ -8,7 +8,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 import search_workers as w
 
-from flambeau.search import EvaluationError, Random, Sweep, search
+from flambeau.search import EvaluationError, FunctionalCache, Random, Sweep, search
+from flambeau.search.algorithms import RegularizedEvolution
 from flambeau.symbolic import oneof
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -51,6 +52,24 @@ def test_lambdas_reach_tasks():
     factor = 3
     study = search([oneof([1, lambda: 2])], Sweep(), lambda value, feedback: factor * value[0], 2, backend="ray")
     assert sorted(trial.reward for trial in study.trials()) == [3, 6]
+
+
+def test_tasks_share_one_evaluation_a_key(tmp_path):
+    cache = FunctionalCache(w.modulo, store=tmp_path / "fec.sqlite")
+    options = dict(deterministic=True, batch=10, seed=3)
+    evaluate = partial(w.logged, folder=tmp_path)
+    study = search(w.grid, RegularizedEvolution(10, 3), evaluate, 40, backend="ray", workers=2, cache=cache, **options)
+    assert sorted(path.name[:3] for path in tmp_path.glob("1*-*")) == ["100", "101", "102", "103", "104"]
+    assert w.outcome(study) == w.outcome(search(w.grid, RegularizedEvolution(10, 3), w.by_key, 40, **options))
+    assert cache.statistics()["evaluations"] == 5 and sum(trial.cached for trial in study.trials()) == 35
+
+
+def test_a_killed_task_gives_its_key_to_the_next(tmp_path):
+    cache = FunctionalCache(w.one_key, store=tmp_path / "fec.sqlite")
+    evaluate = partial(w.logged_or_die, folder=tmp_path)
+    study = search(w.grid, Random(), evaluate, 5, backend="ray", workers=2, cache=cache)
+    assert [trial.state for trial in study.trials()] == ["done"] * 5
+    assert len(list(tmp_path.glob("1*-*"))) == 1 and (tmp_path / "died").exists()
 
 
 def test_algorithm_in_a_tune_script(tmp_path):

@@ -111,8 +111,8 @@ def test_damaged_pages_and_rows(tmp_path):
         db.execute("UPDATE trial SET measurements = '[[1' WHERE id = 7")
     with pytest.raises(StudyError, match="trial 7 of study 'main' is damaged"):
         Study(path).trials()
-    study._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    study._connection.close()
+    study._store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    study._store.connection.close()
     data = bytearray(path.read_bytes())
     rng, found = random.Random(0), 0
     for _ in range(20):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flambeau.training import OneCycle, StepHalving, WarmupCosine, constant
+from flambeau.training import OneCycle, StepHalving, WarmupCosine, WarmupLinear, constant
 
 
 def rates(schedule, total):
@@ -11,6 +11,14 @@ def rates(schedule, total):
 
 def test_constant():
     assert rates(constant, 3) == [1.0, 1.0, 1.0]
+
+
+def test_warmup_is_linear_then_a_line():
+    values = rates(WarmupLinear(warmup=4, floor=0.1), 14)
+    assert values[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert values[3:] == pytest.approx([1 - 0.09 * i for i in range(11)])
+    with pytest.raises(ValueError, match="warmup must not be negative"):
+        WarmupLinear(warmup=-1)
 
 
 def test_warmup_is_linear_then_half_a_cosine():

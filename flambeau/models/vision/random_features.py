@@ -18,6 +18,9 @@ class RandomFeatures(nn.Module):
     Raises ValueError for an odd number of features.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(
         self,
         in_channels: int,

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 class UNet(nn.Module):
     """U-Net (Ronneberger et al. 2015, arXiv 1505.04597) with batch norm and padded convolutions.
 
-    width: channels at full resolution, doubled at each of the `depth` halvings. With 13 bands, width 16 and depth 3
-    it has 0.5 million parameters. Any height and width; they are padded to a multiple of 2^depth inside.
-    Raises ValueError when a size is below 1.
+    width: channels at full resolution, doubled at each of the `depth` halvings; (8, 4) and (16, 3) both have half a
+    million parameters, the first a third of the operations. Height and width may be any; inside, they are padded to a
+    multiple of 2^depth. Raises ValueError when a size is below 1.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 2, *, width: int = 16, depth: int = 3):
+    def __init__(self, in_channels: int = 3, classes: int = 2, *, width: int = 8, depth: int = 4):
         super().__init__()
         for name, value in (("in_channels", in_channels), ("classes", classes), ("width", width), ("depth", depth)):
             if value < 1:
