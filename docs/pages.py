@@ -1,5 +1,4 @@
-"""MkDocs hook: a page for every paper from its module, its recorded result and ``parts/KEY.md``, and a reference page for
-every room."""
+"""MkDocs hook: a page for every paper from its module, its recorded result and ``parts/KEY.md``; one for every room."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def check_sizes(vocab: int, length: int, width: int, depth: int, heads: int, dro
 
 
 def initialise(model: nn.Module, depth: int) -> None:
-    """N(0, 0.02) for all weights; those that feed a residual connection scaled by 1/sqrt(2 depth) (Radford et al. 2019)."""
+    """N(0, 0.02) for weights, those that feed a residual connection times 1/sqrt(2 depth) (Radford et al. 2019)."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             residual = name.endswith((".attention.out", ".mlp.down"))

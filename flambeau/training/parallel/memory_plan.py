@@ -160,7 +160,7 @@ def _fits(
         raise ValueError(f"ranks and batch must be at least 1, got {ranks} and {batch}")
     if scheme == "tensor" and size.heads % ranks:
         raise ValueError(f"scheme 'tensor' divides heads over ranks, got {size.heads} heads and {ranks} ranks")
-    states = STATE_BYTES * size.parameters
+    states: float = STATE_BYTES * size.parameters
     if shard_states or scheme == "tensor":
         states /= ranks
     activations = itemsize * saved_elements(size, batch, length, ranks, scheme, attention)
