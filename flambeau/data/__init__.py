@@ -6,7 +6,7 @@ from flambeau.data.graphs import Graph, karate_club
 from flambeau.data.image_files import image_folder, mnist_idx, read_idx, read_image
 from flambeau.data.images import PHOTOS, ImageSet, digits, faces, photo, photos
 from flambeau.data.labelled import LabelledCases, labelled_cases
-from flambeau.data.masked_language import MaskedLanguage, mask_tokens
+from flambeau.data.masked_language import MaskedLanguage, MaskedPairs, mask_tokens
 from flambeau.data.seeding import derive_generator, derive_seed
 from flambeau.data.tables import Table, breast_cancer, diabetes, iris, read_table, wine
 from flambeau.data.text import ByteTokenizer, pydoc_text, pydoc_topics, text_file, token_windows
@@ -19,6 +19,7 @@ __all__ = [
     "ImageSet",
     "LabelledCases",
     "MaskedLanguage",
+    "MaskedPairs",
     "PHOTOS",
     "Table",
     "angle_folder",

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from flambeau.models.language import BERT
+from flambeau.objectives.masked_language import masked_language_loss
 from flambeau.training import Trainer, to_device
 from flambeau.training.parallel import ParallelPlan, run_processes
 from flambeau.training.parallel.apply import apply
@@ -38,15 +38,8 @@ def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
 
 
 def masked_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Mean cross entropy of a BERT over the hidden tokens, plus that of the segments' order.
-
-    Divided by the hidden tokens of the whole batch, so that it is one number whatever the ranks hold.
-    """
-    encoded = model.encode(batch["tokens"], None, batch["segments"])
-    logits = model.head(model.transform_norm(F.gelu(model.transform(encoded))))
-    hidden = (batch["targets"] != -100).sum().clamp(min=1)
-    order = model.order(torch.tanh(model.pooler(encoded[:, 0])))
-    return model.cross_entropy(logits, batch["targets"]).sum() / hidden + F.cross_entropy(order, batch["order"])
+    """The loss of `masked_language_loss` alone."""
+    return masked_language_loss(model, batch)["loss"]
 
 
 def seeded_model(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from flambeau.data import Batches, ByteTokenizer, derive_generator, pydoc_text, text_file, token_windows
-from flambeau.data.masking import MaskedPairs
+from flambeau.data.masked_language import MaskedPairs
 from flambeau.data.pretrained_tokenizer import PretrainedTokenizer
 from flambeau.experiment import Claim, experiment
 from flambeau.experiment import split_report as report

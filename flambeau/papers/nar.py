@@ -141,8 +141,11 @@ def run(
 
     labels = torch.arange(samples, device=run.device) % classes
     drawn = {c.name: c.draw(labels, derive_generator(run.seed, "samples")) for c in (ours, raster)}
-    right = {name: class_agreement(train, tokens, labels) for name, tokens in drawn.items()}
-    run.measure("classes", ours=right["nar"], baseline=right["raster"], value=right["nar"] / max(right["raster"], 1e-9))
+    if classes > 1:
+        a, b = (class_agreement(train, drawn[name], labels) for name in ("nar", "raster"))
+        run.measure("classes", ours=a, baseline=b, value=a / max(b, 1e-9))
+    else:
+        run.unmeasured("classes", why="needs labels of two classes")
     rates = drawing_rates(run, ours, raster, batches, classes)
     at = 32 if 32 in rates else max(rates)
     run.measure("speed", ours=rates[at][0], baseline=rates[at][1], value=rates[at][0] / rates[at][1])

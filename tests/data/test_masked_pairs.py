@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from flambeau.data import ByteTokenizer, pydoc_text
-from flambeau.data.masking import MaskedPairs
+from flambeau.data.masked_language import MaskedPairs
 
 TOKENIZER = ByteTokenizer()
 TOKENS = TOKENIZER.encode(pydoc_text()[:20_000])
