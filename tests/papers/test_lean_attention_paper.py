@@ -19,7 +19,7 @@ def test_own_model(tmp_path):
     sizes = {"vocab_size": 31, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     config = transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, eos_token_id=None)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    overrides = [f"model=hf:{tmp_path / 'model'}", "context=16", "new_tokens=3", "dtype=bfloat16"]
+    overrides = [f"model=hf:{tmp_path / 'model'}", "context=16", "new_tokens=24", "dtype=bfloat16"]
     result = run_experiment(run.experiment, preset="smoke", overrides=overrides, out=tmp_path / "run", threads=1)
     outcomes = {claim["name"]: claim for claim in result["claims"]}
     assert outcomes["generation"]["value"] > 0 and "bfloat16" in outcomes["error"]["why"]

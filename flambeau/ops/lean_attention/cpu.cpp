@@ -393,7 +393,7 @@ void decode(const Call& c) {
             const std::vector<float> o((size_t)d.rows * d.wide), l(d.rows), m(d.rows, -INF);
             d.finish(t, o.data(), m.data(), l.data());
         }
-    thread_pool().run(std::min(c.threads, d.units), [&] { d.run_units(); });
+    run_threads(std::min(c.threads, d.units), [&] { d.run_units(); });
     c.counts[0] = d.bytes, c.counts[1] = d.partials, c.counts[2] = d.units;
 }
 

@@ -1,5 +1,7 @@
-// Threads that wait between calls: starting one costs more than attention over a short context.
+// Threads for calls that last microseconds.
 #pragma once
+#include <dlfcn.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -9,6 +11,7 @@
 
 namespace flambeau {
 
+// Threads that wait between calls: starting one costs more than attention over a short context.
 class ThreadPool {
    public:
     // Runs f in `threads` threads, one of them the caller; returns when all are done. One call at a time.
@@ -67,6 +70,21 @@ inline ThreadPool& thread_pool() {
         owner = getpid();
     }
     return *pool;
+}
+
+// Runs f in `threads` threads, one of them the caller; returns when all are done.
+//
+// PyTorch's OpenMP threads are used where they are there: they spin for a while after each operation of PyTorch, so
+// they start at once, and threads of our own would have to share the processors with them. Not in a fork, where GNU's
+// OpenMP has lost its threads and would wait for them forever.
+inline void run_threads(int threads, const std::function<void()>& f) {
+    typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+    static const Parallel parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    static const pid_t loaded_by = getpid();
+    if (threads <= 1) return f();
+    if (!parallel || getpid() != loaded_by) return thread_pool().run(threads, f);
+    parallel([](void* data) { (*static_cast<const std::function<void()>*>(data))(); },
+             const_cast<std::function<void()>*>(&f), threads, 0);
 }
 
 }  // namespace flambeau
