@@ -88,9 +88,9 @@ def run(
     depth: int = 3,
     heads: int = 4,
     extra_blocks: int = 1,
-    batch_size: int = 64,
+    batch_size: int = 48,
     training: Trainer = symbolize(Trainer)(
-        steps=300,
+        steps=200,
         optimizer=symbolize(torch.optim.AdamW).partial(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05),
         schedule=symbolize(WarmupCosine)(),
         clip=1.0,
