@@ -16,7 +16,7 @@ from flambeau.experiment import Claim, experiment
 from flambeau.experiment.generation_speed import time_generation
 from flambeau.ops.bench import Case, Timing, interleaved, torch_threads
 from flambeau.ops.lean_attention import lean_decode
-from flambeau.ops.lean_attention.benchmark import SHAPES, cases, copy_call, inputs
+from flambeau.ops.lean_attention.benchmark import SHAPES, after_copies, cases, copy_call, inputs
 
 # fmt: off
 CLAIMS = [
@@ -94,7 +94,7 @@ def run(
     with torch_threads(threads), run.progress("timing", len(found)) as task:
         for case in found:
             copy, copied = copy_call(run.device, megabytes)
-            measured = interleaved({**case.functions, "copy": copy}, repeats, wait)
+            measured = interleaved(after_copies(case, copy), repeats, wait)
             timings.append(measured)
             for label in case.functions:
                 rate = case.bytes / measured[label].wall

@@ -1,5 +1,7 @@
 """What lean decode attention is timed against: one worker a head, fixed splits, and PyTorch's attention."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -80,13 +82,26 @@ def copy_call(device: str | torch.device = "cpu", megabytes: int = 32):
     return lambda: target.copy_(source), 2 * source.numel() * source.element_size()
 
 
+def after_copies(case: Case, copy: Callable[[], object]) -> dict[str, Callable[[], object]]:
+    """The case's functions, each behind a copy of its own: "copy" is the first of them.
+
+    A copy larger than the caches leaves nothing of the keys there, as the other layers of a model do between two calls.
+    Taking turns without it, every function but the first would find what the one before it had read.
+    """
+    functions: dict[str, Callable[[], object]] = {}
+    for number, (label, function) in enumerate(case.functions.items()):
+        functions[f"copy {number}" if number else "copy"] = copy
+        functions[label] = function
+    return functions
+
+
 def bandwidth(repeats: int = 30, threads: int | None = None) -> list[dict[str, str | float]]:
     """GB/s of keys and values for every case and way, and the share of what a copy reaches in the same turns."""
     rows: list[dict[str, str | float]] = []
     with torch_threads(torch.get_num_threads() if threads is None else threads):
         for case in cases():
             copy, copied = copy_call()
-            timings = interleaved({**case.functions, "copy": copy}, repeats)
+            timings = interleaved(after_copies(case, copy), repeats)
             for label in case.functions:
                 rate = case.bytes / timings[label].wall
                 rows.append(
