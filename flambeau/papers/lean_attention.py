@@ -67,7 +67,7 @@ def run(
     dtype: str = "float32",
     repeats: int = 30,
     threads: int = 2,
-    megabytes: int = 32,
+    megabytes: int = 128,
     model: str | None = None,
     context: int = 2048,
     new_tokens: int = 32,
@@ -79,7 +79,7 @@ def run(
     dtype: of queries, keys and values: "float32", "bfloat16" or "float16".
     repeats: interleaved turns, of which each way keeps its best.
     threads: of the kernels and of torch.
-    megabytes: size of the copy that gives the memory bandwidth.
+    megabytes: size of the copy that gives the memory bandwidth and empties the caches before each call.
     model: "hf:FOLDER" or "hf:NAME", a transformers causal LM to time with lean attention and with SDPA.
     context: tokens of its prompts; the longest of a ragged batch of four.
     new_tokens: tokens it generates.

@@ -75,7 +75,7 @@ def _call(schedule: str, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor):
     return lambda: lean_decode(q, k, v, lengths, schedule=schedule)
 
 
-def copy_call(device: str | torch.device = "cpu", megabytes: int = 32):
+def copy_call(device: str | torch.device = "cpu", megabytes: int = 128):
     """A large copy, whose pages are all written first, and the bytes it reads and writes."""
     source = torch.ones(megabytes << 18, device=device)
     target = torch.zeros_like(source)
