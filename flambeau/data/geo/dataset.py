@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from flambeau.data.geo.grid import Bounds, Frame, Grid, Query
 from flambeau.data.geo.index import Index, overlay
-from flambeau.data.geo.projection import as_crs, transform_polygon, transformer
+from flambeau.data.geo.projection import as_crs, same_crs, transform_polygon, transformer
 from flambeau.data.geo.times import END, START, as_interval
 
 Sample = dict[str, Any]
@@ -100,6 +100,18 @@ class GeoDataset(Dataset):
 
     def on(self, grid: Grid) -> Self:
         """A view of the dataset on another grid (CRS, origin and resolution)."""
+        view = copy.copy(self)
+        view.grid = grid
+        if not same_crs(grid.crs, self.crs):
+            view.index = self.indexed(grid.crs, list(dict.fromkeys(self.index.rows)))
+            if self.region is not None:
+                view.region = transform_polygon(self.region, self.crs, grid.crs)
+                view.index = view.index.clip(view.region)
+            view.index = view.index.between(*self.span)
+        return view
+
+    def indexed(self, crs: pyproj.CRS, sources: list[Any]) -> Index:
+        """The index of the files that the dataset reads, with their outlines in `crs`."""
         raise NotImplementedError
 
     def at(self, lon: float, lat: float, size: int = 256, start: Any = None, stop: Any = None) -> Sample:

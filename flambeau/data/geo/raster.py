@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
+import pyproj
 import rasterio.warp
 import shapely
 import torch
@@ -158,16 +158,8 @@ class RasterDataset(GeoDataset):
         self.grid = Grid(target, origin, res_x, res_y)
         self.index = _index(target, scenes)
 
-    def on(self, grid: Grid) -> Self:
-        view = copy.copy(self)
-        view.grid = grid
-        if not same_crs(grid.crs, self.crs):
-            view.index = _index(grid.crs, list(dict.fromkeys(self.index.rows)))
-            if self.region is not None:
-                view.region = transform_polygon(self.region, self.crs, grid.crs)
-                view.index = view.index.clip(view.region)
-            view.index = view.index.between(*self.span)
-        return view
+    def indexed(self, crs: pyproj.CRS, sources: list[Scene]) -> Index:
+        return _index(crs, sources)
 
     def read(self, frame: Frame, start: np.datetime64, stop: np.datetime64) -> Sample | None:
         start, stop = self._limited(start, stop)

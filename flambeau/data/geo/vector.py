@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pyproj
@@ -17,7 +16,7 @@ from flambeau.data.geo.dataset import GeoDataset, Sample, burn
 from flambeau.data.geo.extra import require
 from flambeau.data.geo.grid import Bounds, Frame, Grid
 from flambeau.data.geo.index import Index, make_index
-from flambeau.data.geo.projection import as_crs, same_crs, transform_bounds, transform_polygon
+from flambeau.data.geo.projection import as_crs, transform_bounds, transform_polygon
 from flambeau.data.geo.times import END, START
 
 MAX_BYTES = 1 << 30
@@ -82,16 +81,8 @@ class VectorDataset(GeoDataset):
         self.grid = Grid(target, (0.0, 0.0), *(res if isinstance(res, tuple) else (float(res), float(res))))
         self.index = _index(target, layers)
 
-    def on(self, grid: Grid) -> Self:
-        view = copy.copy(self)
-        view.grid = grid
-        if not same_crs(grid.crs, self.crs):
-            view.index = _index(grid.crs, list(dict.fromkeys(self.index.rows)))
-            if self.region is not None:
-                view.region = transform_polygon(self.region, self.crs, grid.crs)
-                view.index = view.index.clip(view.region)
-            view.index = view.index.between(*self.span)
-        return view
+    def indexed(self, crs: pyproj.CRS, sources: list[Layer]) -> Index:
+        return _index(crs, sources)
 
     def read(self, frame: Frame, start: np.datetime64, stop: np.datetime64) -> Sample | None:
         rows = self.index.query(frame.bounds, *self._limited(start, stop))

@@ -26,7 +26,7 @@ def run_processes(
     """``[function(*arguments) on rank 0, on rank 1, ...]``, each rank in a process of its own on this machine.
 
     Under ``torchrun`` with as many processes the group that is there is used: every process calls this, runs the
-    function once and gets all results. With ``processes=1`` the function runs here, in a group of one.
+    function once and gets all results.
 
     Args:
         function: a function of a module, so that a fresh interpreter can import it.
