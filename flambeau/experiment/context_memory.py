@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from flambeau.models.language import BERT
-from flambeau.models.language.attention_spec import AttentionSpec, LinformerCore
 from flambeau.models.language.transformer import MLP, SelfAttention
 from flambeau.nn import Loopback
+from flambeau.nn.attention.core import AttentionSpec, LinformerCore
 from flambeau.ops.saved_tensors import SavedTensors
 from flambeau.training.parallel.context_parallel import Context, ContextAttention
 from flambeau.training.parallel.cost import P100_ARIES, TransformerSize

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from flambeau.nn.collectives import gather_summing
+
 
 def info_nce(
     queries: Float[Tensor, "batch dim"],
@@ -40,7 +42,7 @@ def info_nce(
         return F.cross_entropy(logits / temperature, torch.zeros(len(queries), dtype=torch.long, device=keys.device))
     first = 0
     if group is not None:
-        keys, first = gather_rows(keys, group), dist.get_rank(group) * len(queries)
+        keys, first = gather_summing(keys, 0, group), dist.get_rank(group) * len(queries)
     if len(keys) < 2:
         raise ValueError("a contrastive loss needs at least two samples, got a batch of 1")
     targets = torch.arange(first, first + len(queries), device=keys.device)
@@ -66,7 +68,7 @@ def nt_xent(
     own = F.normalize(torch.stack([first, second], 1).flatten(0, 1), dim=1)  # views of a sample are neighbours
     every, start = own, 0
     if group is not None:
-        every, start = gather_rows(own, group), dist.get_rank(group) * len(own)
+        every, start = gather_summing(own, 0, group), dist.get_rank(group) * len(own)
     if len(every) < 4:
         raise ValueError("a contrastive loss needs at least two samples, got a batch of 1")
     rows = torch.arange(len(own), device=own.device)
@@ -74,28 +76,3 @@ def nt_xent(
         torch.arange(len(every), device=own.device) == (rows + start)[:, None], -torch.inf
     )
     return F.cross_entropy(logits, start + (rows ^ 1))
-
-
-def gather_rows(rows: Float[Tensor, "rows dim"], group: Any) -> Float[Tensor, "all_rows dim"]:
-    """The rows of all processes of `group`, in the order of their ranks; gradients go back to where a row came from.
-
-    Every process holds equally many rows.
-    """
-    return _Gather.apply(rows, group)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: Any) -> Tensor:
-        ctx.group, ctx.count = group, len(rows)
-        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, rows.contiguous(), group=group)
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # Each process's loss reads every row, so a row's gradient is the sum over processes.
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        start = dist.get_rank(ctx.group) * ctx.count
-        return total[start : start + ctx.count], None

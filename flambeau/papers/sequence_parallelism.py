@@ -16,7 +16,7 @@ from flambeau.experiment.context_gpu import gpu_memory, gpu_speed
 from flambeau.experiment.context_runs import cost_tables, loss_of, spread
 from flambeau.experiment.context_vocabulary import encode
 from flambeau.models.language import BERT
-from flambeau.models.language.attention_spec import AttentionSpec
+from flambeau.nn.attention.core import AttentionSpec
 from flambeau.symbolic import symbolize
 from flambeau.training import Trainer
 from flambeau.training.parallel.cost import TransformerSize

@@ -1,8 +1,7 @@
 """Networks over token sequences."""
 
-from flambeau.models.language.attention_spec import AttentionSpec
 from flambeau.models.language.bert import BERT
 from flambeau.models.language.decoder import Decoder
 from flambeau.models.language.gpt import GPT
 
-__all__ = ["BERT", "GPT", "AttentionSpec", "Decoder"]
+__all__ = ["BERT", "GPT", "Decoder"]

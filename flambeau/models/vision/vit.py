@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flambeau.models.language.transformer import AttentionCore
+from flambeau.nn.attention.core import AttentionCore
 
 
 class ImageAttention(nn.Module):

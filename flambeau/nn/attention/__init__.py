@@ -11,9 +11,13 @@ Every layer is called ``layer(x, context=None, mask=None, cache=None) -> (y, aux
 
 A layer also has ``project(x, context) -> queries, keys, values`` and ``attend(queries, keys, values, mask)``, both
 over ``[batch, heads, time, dim]``, of which its forward is made.
+
+Whole networks that parallel plans and :class:`AttentionSpec` change from outside keep their own projections, and use an
+:class:`AttentionCore` between them.
 """
 
 from flambeau.nn.attention.auxiliary import collect_aux
+from flambeau.nn.attention.core import AttentionCore, AttentionSpec
 from flambeau.nn.attention.dense import DenseAttention
 from flambeau.nn.attention.local import LocalAttention
 from flambeau.nn.attention.local_routing import LocalRoutingAttention
@@ -23,6 +27,8 @@ from flambeau.nn.attention.routing import RoutingAttention
 from flambeau.nn.attention.strided import StridedAttention
 
 __all__ = [
+    "AttentionCore",
+    "AttentionSpec",
     "DenseAttention",
     "LSHAttention",
     "LocalAttention",

@@ -11,14 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from flambeau.models.language.attention_spec import LinformerCore
 from flambeau.models.language.bert import BERT
-from flambeau.models.language.transformer import AttentionCore
+from flambeau.nn.attention.core import AttentionCore, LinformerCore
+from flambeau.nn.collectives import copy_to_ranks
 from flambeau.nn.ring import Loopback, SequenceLayout, ring_attention
 from flambeau.nn.ring.transport import as_transport
 from flambeau.training.parallel.plan import ContextSpec
 from flambeau.training.parallel.random import draw_by_rank
-from flambeau.training.parallel.sequence_split import JoinSequence, SharedInput, SplitSequence, first_token
+from flambeau.training.parallel.sequence_split import JoinSequence, SplitSequence, first_token
 
 
 class Context:
@@ -223,7 +223,7 @@ def _cut_at_blocks(blocks: list[nn.Module], context: Context) -> None:
         if value.ndim == 4 and value.shape[2] == length:  # rows of a mask of all pairs
             rows = SplitSequence.apply(value.transpose(1, 2), context.group, context.layout.queries)
             return rows.transpose(1, 2)
-        return SharedInput.apply(value, context.group) if value.requires_grad else value
+        return copy_to_ranks(value, context.group) if value.requires_grad else value
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         # What blocks pass on to each other, the first argument, is cut once; the rest is given whole to each block.

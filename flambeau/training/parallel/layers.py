@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.training.parallel.collectives import (
+from flambeau.nn.collectives import (
     all_gather,
     copy_to_ranks,
     gather_parts,

@@ -141,21 +141,6 @@ class JoinSequence(torch.autograd.Function):
         return take(gradient, ctx.table[ctx.group.rank()]), None, None
 
 
-class SharedInput(torch.autograd.Function):
-    """A tensor that every rank uses with its own tokens: gradients are summed over the ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient, None
-
-
 class _FirstToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, group: dist.ProcessGroup) -> Tensor:

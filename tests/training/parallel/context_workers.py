@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from flambeau.models.language import BERT, GPT
-from flambeau.models.language.attention_spec import AttentionSpec
+from flambeau.nn.attention.core import AttentionSpec
 from flambeau.training.parallel.context_parallel import apply_context_parallel, context_parameters
 from flambeau.training.parallel.plan import ContextSpec
 from flambeau.training.parallel.sequence_split import first_token, sequence_mean, shard_sequence, unshard_sequence

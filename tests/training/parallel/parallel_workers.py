@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from flambeau.generation.tensor_parallel import generate_split
 from flambeau.models.language import BERT, GPT
+from flambeau.nn import collectives as c
 from flambeau.training.parallel import MeshSpec, ParallelPlan, Rule, run_processes
-from flambeau.training.parallel import collectives as c
 from flambeau.training.parallel.apply import apply
 from flambeau.training.parallel.cross_entropy import VocabParallelCrossEntropy, vocab_parallel_cross_entropy, vocab_part
 from flambeau.training.parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import context_workers as w
 
 from flambeau.models.language import BERT, GPT
-from flambeau.models.language.attention_spec import AttentionSpec
+from flambeau.nn.attention.core import AttentionSpec
 from flambeau.training.parallel import run_processes
 from flambeau.training.parallel.context_parallel import context_parameters
 

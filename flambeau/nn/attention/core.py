@@ -1,4 +1,4 @@
-"""Sparse replacements of dense attention, and one description of which is meant."""
+"""Where the tokens of a sequence meet, without projections: a module of its own, so that it can be exchanged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,40 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from flambeau.models.language.transformer import AttentionCore
 from flambeau.nn.linformer import linformer_attention
+
+
+class AttentionCore(nn.Module):
+    """softmax(queries keys' / sqrt(head_dim)) values: the only place where tokens of a sequence meet.
+
+    A parallel plan puts another module here (keys and values that travel around a ring, say); the rest of a model
+    works on each token by itself.
+    """
+
+    def __init__(self, causal: bool, dropout: float):
+        super().__init__()
+        self.causal, self.dropout = causal, dropout
+
+    def forward(
+        self,
+        queries: Float[Tensor, "batch heads time head_dim"],
+        keys: Float[Tensor, "batch heads time head_dim"],
+        values: Float[Tensor, "batch heads time head_dim"],
+        mask: Bool[Tensor, "batch time"] | None = None,
+    ) -> Float[Tensor, "batch heads time head_dim"]:
+        """mask: True for tokens that may be looked at, False for padding."""
+        visible = None if mask is None else mask[:, None, None, :]
+        if visible is not None and self.causal:
+            time = queries.shape[2]
+            visible = visible & visible.new_ones(time, time).tril()
+        return F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=visible,
+            is_causal=self.causal and visible is None,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
 
 
 class WindowCore(AttentionCore):
