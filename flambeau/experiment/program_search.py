@@ -17,7 +17,7 @@ from flambeau.data.tables import breast_cancer
 from flambeau.search import FunctionalCache, Study, functional_hash, search
 from flambeau.search.algorithms import RegularizedEvolution
 from flambeau.search.functional_probe import FunctionProbe, random_inputs
-from flambeau.search.register_programs import Machine, Mutator, Program, ProgramProbe, linear_tasks
+from flambeau.search.register_programs import Machine, Mutator, Program, ProgramProbe, linear_tasks, live_code
 from flambeau.symbolic import oneof, symbolize, template
 
 Progress = Callable[[str, int | None], AbstractContextManager[Any]]
@@ -70,7 +70,7 @@ def compare_programs(
     """One search over linear-regression programs; every program is evaluated, and looked up in a cache, in turn."""
     tasks, machine = linear_tasks(seed=seed), Machine()
     probe = ProgramProbe(tasks, machine=machine)
-    cache = FunctionalCache(partial(functional_hash, probe=probe), structural=lambda program: program)
+    cache = FunctionalCache(partial(functional_hash, probe=probe), structural=live_code)
     fitness = partial(machine.fitness, tasks=tasks)
     spent, spent_cached, hits, wrong, programs = 0.0, 0.0, 0, 0, set()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flambeau.data import Batches
 from flambeau.experiment import language_evaluation as evaluation
+from flambeau.experiment import split_figures as figures
 from flambeau.experiment import split_training as split
 from flambeau.files import write_json
 from flambeau.models.language import BERT, GPT
@@ -56,8 +57,8 @@ def split_training(
     report: dict[str, Any] = {"losses": curves, "memory": [rank["memory"] for rank in ranks], "traffic": traffic}
     report["weak_scaling"] = split.weak_scaling_table()
     write_json(run.folder / "report.json", json.loads(json.dumps(report)))
-    run.figure("losses", split.losses_figure(curves))
-    run.figure("memory", split.memory_figure(ranks[0]["memory"], whole))
+    run.figure("losses", figures.losses_figure(curves))
+    run.figure("memory", figures.memory_figure(ranks[0]["memory"], whole))
 
 
 def trained_gpt(

@@ -91,11 +91,12 @@ def generate_grid(
     began = time.perf_counter()
     cache = model.new_cache(len(conditions))
     logits, forwards = model.begin(cache, conditions, condition_mask), 1
-    given = (flat >= 0).all(0)
+    given = (flat >= 0).all(0).cpu()
+    whole = [bool(given[group].all()) for group in order.groups] if known is not None else [False] * order.steps
     step = 0
     while step < order.steps:
         cells = order.groups[step].to(device)
-        if not bool(given[cells].all()):
+        if not whole[step]:
             inside = cfg_interval is None or cfg_interval[0] <= step <= cfg_interval[1]
             warped = logits
             if guided:
@@ -105,10 +106,10 @@ def generate_grid(
             places = cells.expand(count, -1)
             check(probabilities, places, torch.ones_like(places, dtype=torch.bool), row_keys)
             drawn = draw(probabilities, noise.uniform(row_keys, 0, places, DRAW))
-            flat[:, cells] = torch.where(flat[:, cells] >= 0, flat[:, cells], drawn)
+            flat[:, cells] = drawn if known is None else torch.where(flat[:, cells] >= 0, flat[:, cells], drawn)
         # Groups that are known are fed with this one: what follows the last of them is what is needed.
         last = step
-        while last + 1 < order.steps and bool(given[order.groups[last + 1].to(device)].all()):
+        while last + 1 < order.steps and whole[last + 1]:
             last += 1
         if last + 1 < order.steps:
             fed = flat[:, torch.cat(list(order.groups[step : last + 1])).to(device)]

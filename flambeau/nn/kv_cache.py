@@ -66,6 +66,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         *,
         slots: Int[Tensor, "batch new"] | None = None,
+        start: int | None = None,
         mask: Bool[Tensor, ...] | None = None,
     ) -> Append:
         """Plan an append of `new` tokens to every row.
@@ -73,7 +74,11 @@ class KVCache:
         slots: explicit slots (for example raster cells fed in another order); needs a mask over the whole capacity.
         mask: True where a query may look: [new, new] or [batch, new, new] among the new tokens (a tree), with the
         whole committed prefix visible; or [.., new, capacity] together with `slots`. Default: causal.
+        start: the slot from which every row is written, at most its length; what lies there is overwritten. The new
+        tokens then see all slots before them and each other, or what a mask [.., new, start + new] says of these.
         """
+        if start is not None:
+            return self._overwrite(new, device, start, mask)
         if slots is not None:
             if mask is None or mask.shape[-2:] != (new, self.capacity):
                 got = None if mask is None else tuple(mask.shape)
@@ -118,6 +123,18 @@ class KVCache:
             tree = mask.to(device).expand(self.batch, new, new).gather(2, pick)
             visible = (columns < starts)[:, None, :] | (inside[:, None, :] & tree)
         return Append(positions, 0, span, visible[:, None], False, positions, lengths)
+
+    def _overwrite(self, new: int, device: torch.device | str, start: int, mask: Tensor | None) -> Append:
+        shortest, span = int(self.lengths.min()), start + new
+        if not 0 <= start <= shortest:
+            raise ValueError(f"start must lie in 0..{shortest}, the length of the shortest row, got {start}")
+        if span > self.capacity:
+            raise ValueError(f"cache of capacity {self.capacity} cannot take {new} tokens after {start}")
+        if mask is not None and mask.shape[-2:] != (new, span):
+            raise ValueError(f"a mask behind slot {start} must be [.., {new}, {span}], got {tuple(mask.shape)}")
+        visible = None if mask is None else _four_axes(mask).to(device)
+        positions = torch.arange(start, span, device=device)[None]
+        return Append(None, start, span, visible, False, positions, self.lengths.clamp(min=span))
 
     def write(
         self,

@@ -113,6 +113,35 @@ class Program:
         return "\n".join(f"{name}:\n" + "".join(f"  {line}\n" for line in lines).rstrip("\n") for name, lines in parts)
 
 
+def live_code(program: Program) -> tuple[tuple[Instruction, ...], ...]:
+    """The lines of setup, predict and learn that can have an effect on a prediction; without the others it computes
+    exactly the same.
+
+    A line is live if a later one, up to the end of the program's loop, reads what it wrote; `predict` runs after
+    `learn` in training, and after itself in validation.
+    """
+    at_predict: set[str] = set()  # what `predict` reads that an earlier run of something wrote
+    while True:
+        learn, at_learn = _live(program.learn, at_predict)
+        predict, reads = _live(program.predict, {f"s{PREDICTION}"} | at_learn | at_predict)
+        if reads <= at_predict:
+            return _live(program.setup, at_predict)[0], predict, learn
+        at_predict |= reads
+
+
+def _live(lines: tuple[Instruction, ...], wanted: set[str]) -> tuple[tuple[Instruction, ...], set[str]]:
+    """Of a component, the lines that matter for memories that are `wanted` behind it, and those wanted before it."""
+    kept, wanted = [], set(wanted)
+    for line in reversed(lines):
+        kinds = OPERATIONS[line.operation]
+        written = f"{kinds.output}{line.output}"
+        if written in wanted:
+            wanted.discard(written)
+            wanted.update(f"{kind}{address}" for kind, address in zip(kinds.inputs, line.inputs))
+            kept.append(line)
+    return tuple(reversed(kept)), wanted
+
+
 def first_output(kind: str) -> int:
     """The first address that programs may write to: s0 and v0 are the machine's."""
     return 0 if kind == "m" else 1

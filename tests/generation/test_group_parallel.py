@@ -130,6 +130,20 @@ def test_several_groups_in_one_forward_verify_a_draft():
     torch.testing.assert_close(logits, expected[:, torch.cat(order.groups[1:4])])
 
 
+def test_padded_text_is_hidden_from_cached_steps_too():
+    model = nar(vocab=7, grid=(3, 4), text_dim=6, condition_tokens=4)
+    text = torch.randn(2, 4, 6, generator=generator())
+    mask = torch.tensor([[False, False, True, True], [True] * 4])
+    out = generate_grid(model, text, condition_mask=mask, temperature=0.0).tokens
+    with torch.no_grad():
+        assert torch.equal(model(out, text, mask).argmax(-1), out)
+    known = out.masked_fill(model.order.step_of.view(3, 4) > 2, -1)  # three groups are fed together behind the text
+    again = generate_grid(model, text, condition_mask=mask, known=known, temperature=0.0)
+    assert torch.equal(again.tokens, out) and again.forwards == 1 + 3
+    text[0, :2] = 100.0
+    assert torch.equal(generate_grid(model, text, condition_mask=mask, temperature=0.0).tokens, out)
+
+
 def test_bad_requests_are_named():
     model = nar(classes=2)
     with pytest.raises(ValueError, match="give condition, known or batch"):

@@ -78,3 +78,25 @@ def test_bad_use_is_named():
         cache.clone_prefix(4)
     with pytest.raises(ValueError, match="layer 0 has not been written"):
         KVCache(1, 1, 1).read(0)
+
+
+def test_a_start_overwrites_and_what_lies_behind_is_not_read():
+    cache = KVCache(1, 2, 6)
+    append(cache, -torch.ones(2, 1, 4, 2))
+    plan = cache.begin(2, start=1)
+    keys, values = cache.write(0, torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2), plan)
+    cache.commit(plan)
+    assert plan.mask is None and not plan.causal and plan.positions.tolist() == [[1, 2]]
+    assert keys[0, 0, :, 0].tolist() == [-1, 1, 1] and values[1, 0, :, 0].tolist() == [0, 1, 1]
+    assert cache.lengths.tolist() == [4, 4]  # what lay behind is still there
+    mask = torch.ones(2, 6, dtype=torch.bool).tril(4)
+    plan = cache.begin(2, start=4, mask=mask)
+    cache.write(0, torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2), plan)
+    cache.commit(plan)
+    assert torch.equal(plan.mask[0, 0], mask) and cache.lengths.tolist() == [6, 6]
+    with pytest.raises(ValueError, match="start must lie in 0..6, the length of the shortest row, got 7"):
+        cache.begin(1, start=7)
+    with pytest.raises(ValueError, match="cannot take 2 tokens after 5"):
+        cache.begin(2, start=5)
+    with pytest.raises(ValueError, match=r"must be \[.., 2, 4\], got \(2, 6\)"):
+        cache.begin(2, start=2, mask=mask)

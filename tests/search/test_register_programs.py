@@ -16,6 +16,7 @@ from flambeau.search.register_programs import (
     ProgramProbe,
     Tasks,
     linear_tasks,
+    live_code,
 )
 
 I = Instruction
@@ -180,3 +181,20 @@ def test_bad_programs_and_tasks():
         Tasks((np.zeros((2, 3)), np.zeros((2, 3))), TASKS.valid)
     with pytest.raises(ValueError, match="at least 1 example each"):
         ProgramProbe(TASKS, train=0)
+
+
+def test_lines_without_effect_are_left_out_and_the_others_compute_the_same():
+    useless = (I("scalar_const", (), 2, (0.5,)), I("scalar_sum", (2, 2), 1))  # s1 is written again by predict
+    padded = replace(DESCENT, setup=DESCENT.setup + useless, learn=DESCENT.learn + useless)
+    assert live_code(padded) == live_code(DESCENT) == (DESCENT.setup, DESCENT.predict, DESCENT.learn)
+    # What predict leaves to its own next run is alive, also where nothing is learned from.
+    carried = Program((), (I("vector_sum", (1, 0), 1), I("inner_product", (1, 0), 1)), ())
+    assert live_code(carried) == ((), carried.predict, ())
+    rng, mutator, shorter = random.Random(0), Mutator(tuple(OPERATIONS), (6, 4, 6)), 0
+    for _ in range(300):
+        program = mutator.random(rng)
+        short = Program(*live_code(program))
+        shorter += short != program
+        for ours, theirs in zip(PROBE.machine.errors(short, PROBE.tasks), PROBE.machine.errors(program, PROBE.tasks)):
+            assert np.array_equal(ours, theirs)
+    assert shorter > 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,6 +30,19 @@ class Head(nn.Module):
         self.norm = nn.RMSNorm(width, eps=1e-5)
         self.output = nn.Linear(width, vocab, bias=False)
         self.gate = nn.Linear(width, 1) if gate else None
+
+
+class Way(NamedTuple):
+    """Where a feed of groups goes.
+
+    rows: of the mask and the rotary table, of the cells fed. start: their first slot of the cache. parents: for every
+    direction the places among the cells fed, and among the `following` cells behind them, which those predict.
+    """
+
+    rows: Tensor
+    start: int
+    parents: list[tuple[Tensor, Tensor]]
+    following: int
 
 
 class NAR(GridModel):
@@ -110,6 +123,7 @@ class NAR(GridModel):
         self.register_buffer("mask", group_mask(self.order, conditions), persistent=False)
         # Parents: a cell `source` has a head that predicts the cell `target`.
         self._sources, self._targets = [s for s, _ in directions], [t for _, t in directions]
+        self._ways: dict[tuple[range, torch.device], Way] = {}
         self.apply(initialise)
         for name, weight in self.named_parameters():
             if name.endswith("out.weight"):
@@ -143,7 +157,7 @@ class NAR(GridModel):
         return rest.unflatten(1, self.grid)
 
     def new_cache(self, rows: int) -> KVCache:
-        """For `begin` and `advance`: one slot a condition token and cell."""
+        """For `begin` and `advance`: one slot a condition token and cell, cells in the order's sequence."""
         layers = len(self.blocks) + sum(len(head.blocks) for head in self.heads)
         return KVCache(layers, rows, self.mask.shape[0])
 
@@ -151,10 +165,9 @@ class NAR(GridModel):
         self, cache: KVCache, condition: Tensor, condition_mask: Bool[Tensor, "batch conditions"] | None = None
     ) -> Float[Tensor, "batch first vocab"]:
         """Feed the condition; logits of the first group, which is the origin."""
-        slots = torch.arange(self.condition.tokens, device=self.mask.device)
-        states = self._states(
-            self.embed_condition(condition, cache.batch), slots, self._rows(slots, condition_mask), cache, slots
-        )
+        rows = torch.arange(self.condition.tokens, device=self.mask.device)
+        mask = None if len(rows) == 1 else self._visible(rows, len(rows), condition_mask)
+        states = self._states(self.embed_condition(condition, cache.batch), rows, mask, cache, 0)
         return self._mixed([(s[:, -1:], [0]) for s in states], 1)
 
     def advance(
@@ -166,32 +179,44 @@ class NAR(GridModel):
     ) -> Float[Tensor, "batch next vocab"]:
         """Feed the groups `steps`, their cells in the order's sequence; logits of all groups behind each of them.
 
-        Several groups are fed in one forward when their tokens are known, or drafts to be verified; feeding a group
-        again overwrites it. The last group has none behind it: the logits of a feed that ends there lack it.
+        Several groups, one behind the other, are fed in one forward when their tokens are known, or drafts to be
+        verified; feeding a group again overwrites it. The last group has none behind it: the logits of a feed that ends
+        there lack it.
         """
-        cells = torch.cat([self.order.groups[step] for step in steps])
-        following = [self.order.groups[step + 1] for step in steps if step + 1 < self.order.steps]
-        wanted = torch.cat(following) if following else cells[:0]
-        slots = (cells + self.condition.tokens).to(self.mask.device)
-        states = self._states(self.embedding(tokens), slots, self._rows(slots, condition_mask), cache, slots)
-        place, found = torch.full((2, math.prod(self.grid)), -1).unbind(0)
-        place[cells] = torch.arange(len(cells))
-        found[wanted] = torch.arange(len(wanted))
-        parts = []
-        for state, source, target in zip(self._per_direction(states), self._sources, self._targets):
-            here = place[source] >= 0
-            parts.append((state[:, place[source[here]]], found[target[here]]))
-        return self._mixed(parts, len(wanted))
+        way = self._way(steps, self.mask.device)
+        # One group sees everything that the cache holds up to its own end, which needs no mask.
+        alone = len(steps) == 1 and condition_mask is None
+        mask = None if alone else self._visible(way.rows, way.start + len(way.rows), condition_mask)
+        states = self._per_direction(self._states(self.embedding(tokens), way.rows, mask, cache, way.start))
+        parts = [(state.index_select(1, fed), target) for state, (fed, target) in zip(states, way.parents)]
+        return self._mixed(parts, way.following)
+
+    def _way(self, steps: range, device: torch.device) -> Way:
+        """Made once for every feed that occurs: it costs as much as a small model's forward."""
+        if (steps, device) not in self._ways:
+            cells = torch.cat([self.order.groups[step] for step in steps])
+            following = [self.order.groups[step + 1] for step in steps if step + 1 < self.order.steps]
+            wanted = torch.cat(following) if following else cells[:0]
+            place, found = torch.full((2, math.prod(self.grid)), -1).unbind(0)
+            place[cells] = torch.arange(len(cells))
+            found[wanted] = torch.arange(len(wanted))
+            start = self.condition.tokens + sum(len(group) for group in self.order.groups[: steps[0]])
+            parents = []
+            for source, target in zip(self._sources, self._targets):
+                here = place[source] >= 0
+                parents.append((place[source[here]].to(device), found[target[here]].to(device)))
+            rows = (cells + self.condition.tokens).to(device)
+            self._ways[steps, device] = Way(rows, start, parents, len(wanted))
+        return self._ways[steps, device]
 
     def _states(
-        self, x: Tensor, rows: Tensor, mask: Tensor, cache: KVCache | None, slots: Tensor | None
+        self, x: Tensor, rows: Tensor, mask: Tensor | None, cache: KVCache | None, start: int | None
     ) -> list[Float[Tensor, "batch rows width"]]:
-        """Normalised hidden states of every head."""
-        append = None
-        if cache is not None and slots is not None:
-            append = cache.begin(len(rows), x.device, slots=slots.expand(len(x), -1), mask=mask)
+        """Normalised hidden states of every head; with a cache, of rows that are written from slot `start` on."""
+        append = None if cache is None else cache.begin(len(rows), x.device, start=start, mask=mask)
         angles = self.rotary(rows[None]).to(x.dtype)
-        mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
+        if mask is not None:
+            mask = mask[None, None] if mask.ndim == 2 else mask[:, None]
         layer = 0
         for block in self.blocks:
             x = block(x, angles, mask, cache, layer, append)
@@ -214,23 +239,27 @@ class NAR(GridModel):
         self, parts: Sequence[tuple[Tensor, Tensor | list[int]]], count: int
     ) -> Float[Tensor, "batch count vocab"]:
         """Average what the heads predict for each of `count` cells; parts: hidden states, and the cell of each."""
-        total, weight = torch.zeros(()), torch.zeros(())
+        batch, like = parts[0][0].shape[0], parts[0][0]
+        total, weight = like.new_zeros(batch, count, self.vocab), like.new_zeros(1, count, 1)
         for number, (state, target) in enumerate(parts):
             head = self.heads[0 if self.mix == "single" else number]
             index = torch.as_tensor(target, device=state.device)
             logits = head.output(state)
             if self.mix == "probabilities":
                 logits = logits.softmax(-1)
-            share = head.gate(state).exp() if head.gate is not None else logits.new_ones(1, len(index), 1)
-            share = share.expand(logits.shape[0], -1, 1)
-            empty = logits.new_zeros(logits.shape[0], count, 1)
-            total = total + empty.expand(-1, -1, self.vocab).index_add(1, index, share * logits)
-            weight = weight + empty.index_add(1, index, share)
+            share = logits.new_ones(1, len(index), 1)
+            if head.gate is not None:
+                share = head.gate(state).exp()
+                logits, weight = share * logits, weight.expand(batch, -1, -1)
+            total, weight = total.index_add(1, index, logits), weight.index_add(1, index, share)
         mixed = total / weight.clamp(min=1e-12)
         return mixed.clamp(min=1e-30).log() if self.mix == "probabilities" else mixed
 
-    def _rows(self, slots: Tensor, condition_mask: Tensor | None) -> Tensor:
-        return hide_padding(self.mask[slots], condition_mask, slots)
+    def _visible(self, rows: Tensor, span: int, condition_mask: Tensor | None) -> Tensor:
+        """The mask of these rows over the first slots of the cache, which holds cells in the order's sequence."""
+        conditions = torch.arange(self.condition.tokens)
+        columns = torch.cat([conditions, self.condition.tokens + self.order.sequence])[:span].to(self.mask.device)
+        return hide_padding(self.mask[rows], condition_mask, rows)[..., columns]
 
 
 def _directions(order: Order) -> list[tuple[Tensor, Tensor]]:
