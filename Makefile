@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
-EXTRAS := series,tabular,geo,hf,search,serve,onnx,web,docs,dev
+EXTRAS := series,tabular,geo,medical,hf,search,serve,onnx,web,docs,dev
 
 .PHONY: install demo test lint bench scale docs
 

@@ -15,6 +15,7 @@ EXTRAS = {
     "series": ("CSV and Parquet series, embedded series", ("pandas", "pyarrow", "statsmodels", "pmdarima")),
     "tabular": ("CSV and Parquet tables of any size", ("pandas", "pyarrow")),
     "geo": ("GeoTIFFs, vector files and STAC catalogues", ("rasterio", "shapely", "pyproj", "geopandas", "pystac")),
+    "medical": ("DICOM files", ("pydicom",)),
     "hf": ("models from the Hugging Face hub or a local folder", ("transformers", "tokenizers")),
     "search": ("trials on a Ray cluster", ("ray",)),
     "serve": ("the board", ("starlette", "uvicorn")),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from flambeau.data.fields import Field, category, found_kind
 from flambeau.data.seeding import derive_seed
+from flambeau.extras import require
 
 CHUNK_ROWS = 1 << 16
 MAX_LINE = 1 << 20  # characters
@@ -299,12 +299,7 @@ def _read_csv(path: Path, chunk_rows: int) -> Iterator[dict[str, list]]:
 
 
 def _read_parquet(path: Path, chunk_rows: int) -> Iterator[dict[str, list]]:
-    try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "Parquet files need pyarrow: pip install 'flambeau[tabular]'", name="pyarrow"
-        ) from None
+    parquet = require("pyarrow.parquet", "tabular")
     import pyarrow
 
     try:

@@ -38,6 +38,24 @@ def image_folder(path: str | Path, size: int | tuple[int, int] | None = None, gr
         NotADirectoryError: `path` is no folder.
     """
     root = Path(path)
+    files, labels, classes = list_pictures(root)
+    images: list[Tensor] = []
+    values = 0
+    for file in files:
+        image = read_image(file, size, gray)
+        if images and image.shape != images[0].shape:
+            height, width = image.shape[1:]
+            first = f"{files[0]} {images[0].shape[2]}x{images[0].shape[1]}"
+            raise ValueError(f"{file} has {width}x{height} pixels and {first}; pass size to bring them to one size")
+        values += image.numel()
+        if values > MAX_VALUES:
+            raise ValueError(f"the pictures in {root} exceed {MAX_VALUES} values at {file}; pass a smaller size")
+        images.append(image)
+    return ImageSet(torch.stack(images), None if labels is None else torch.tensor(labels), classes)
+
+
+def list_pictures(root: Path) -> tuple[list[Path], list[int] | None, list[str] | None]:
+    """Files, labels and class names of :func:`image_folder`, without reading a picture; its errors apply."""
     if not root.is_dir():
         raise NotADirectoryError(f"{root} is not a folder")
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -53,20 +71,10 @@ def image_folder(path: str | Path, size: int | tuple[int, int] | None = None, gr
     empty = [folder.name for label, folder in enumerate(folders) if label not in filled]
     if empty:
         raise ValueError(f"the class folder {root / empty[0]} holds no pictures")
-    images: list[Tensor] = []
-    values = 0
-    for file, _ in files:
-        image = read_image(file, size, gray)
-        if images and image.shape != images[0].shape:
-            height, width = image.shape[1:]
-            first = f"{files[0][0]} {images[0].shape[2]}x{images[0].shape[1]}"
-            raise ValueError(f"{file} has {width}x{height} pixels and {first}; pass size to bring them to one size")
-        values += image.numel()
-        if values > MAX_VALUES:
-            raise ValueError(f"the pictures in {root} exceed {MAX_VALUES} values at {file}; pass a smaller size")
-        images.append(image)
-    labels = torch.tensor([label for _, label in files]) if folders else None
-    return ImageSet(torch.stack(images), labels, [folder.name for folder in folders] if folders else None)
+    names = [file for file, _ in files]
+    if not folders:
+        return names, None, None
+    return names, [label for _, label in files], [folder.name for folder in folders]
 
 
 def read_image(

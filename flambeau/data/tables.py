@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import math
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from flambeau.data.seeding import derive_seed
 from flambeau.data.text import text_file
+from flambeau.extras import require
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 MAX_CELLS = 2**29  # 2 GiB as float32
@@ -269,12 +269,7 @@ def _header(path: Path, row: list[str]) -> list[str]:
 
 
 def _read_parquet(path: Path) -> _Columns:
-    try:
-        parquet: Any = importlib.import_module("pyarrow.parquet")
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "Parquet files need pyarrow: pip install 'flambeau[series]'", name="pyarrow"
-        ) from None
+    parquet = require("pyarrow.parquet", "tabular")
     import pyarrow
 
     try:

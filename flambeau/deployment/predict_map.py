@@ -18,8 +18,8 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from flambeau.data.geo import GeoDataset, Query, collate
-from flambeau.data.geo.extra import require
 from flambeau.data.geo.projection import rasterio_crs
+from flambeau.extras import require
 
 BLOCK = 256
 Place = tuple[int, int, int, int]  # first row and column, height and width in pixels of the map
@@ -218,7 +218,7 @@ def polygonize(raster: str | Path, path: str | Path) -> Path:
 
     A GeoJSON is in longitude and latitude, other formats in the raster's CRS.
     """
-    geopandas = require("geopandas")
+    geopandas = require("geopandas", "geo")
     path = Path(path)
     with rasterio.open(raster) as source:
         drawn = rasterio.features.shapes(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from flambeau.data.series import Splits, TimeSeries, default_sizes, season_length
-from flambeau.data.series.extra import require
+from flambeau.extras import require
 from flambeau.training.forecasting import fit_windows, forecast, forecaster_for, score
 from flambeau.training.progress import Progress
 from flambeau.training.trainer import Trainer
@@ -85,7 +85,7 @@ def forecast_table(series: Sequence[TimeSeries], splits: Splits, rolled: Sequenc
     Returns:
         Columns id (of several series), date, ``part`` (``test`` or ``future``), ``target``, ``truth``, ``forecast``.
     """
-    pandas, parts = require("pandas"), []
+    pandas, parts = require("pandas", "series"), []
     firsts = splits.test.first_rows()
     for i, (one, steps) in enumerate(zip(series, rolled)):
         begin = int(firsts[splits.test.owner == i][0]) + splits.test.seq_len

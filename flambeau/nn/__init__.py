@@ -14,6 +14,7 @@ from flambeau.nn.auto_correlation import AutoCorrelation
 from flambeau.nn.conv_bn import conv_bn_tune
 from flambeau.nn.decomposition import SeasonalLayerNorm, SeriesDecomposition
 from flambeau.nn.distances import nearest, squared_distances
+from flambeau.nn.feature_queue import FeatureQueue
 from flambeau.nn.field_embedding import FieldEmbedding
 from flambeau.nn.frozen_statistics import freeze_statistics, unfreeze_statistics
 from flambeau.nn.interacting import InteractingLayer
@@ -25,10 +26,13 @@ from flambeau.nn.recurrent import FlashGRU, FlashLSTM, FlashRNN
 from flambeau.nn.ring import Loopback, SequenceLayout, ring_attention, split_positions
 from flambeau.nn.series_attention import FullAttention, ProbSparseAttention, ProjectedHeads
 from flambeau.nn.series_embedding import SeriesEmbedding
+from flambeau.nn.sparse import SparseContext, to_sparse
+from flambeau.nn.unet_decoder import LightDecoder
 
 __all__ = [
     "AutoCorrelation",
     "DenseAttention",
+    "FeatureQueue",
     "FieldEmbedding",
     "FlashGRU",
     "FlashLSTM",
@@ -38,6 +42,7 @@ __all__ = [
     "LSHAttention",
     "LocalAttention",
     "LocalRoutingAttention",
+    "LightDecoder",
     "Loopback",
     "OnlineKMeans",
     "ProbSparseAttention",
@@ -50,6 +55,7 @@ __all__ = [
     "SequenceLayout",
     "SeriesDecomposition",
     "SeriesEmbedding",
+    "SparseContext",
     "StridedAttention",
     "collect_aux",
     "conv_bn_tune",
@@ -61,5 +67,6 @@ __all__ = [
     "ring_attention",
     "split_positions",
     "squared_distances",
+    "to_sparse",
     "unfreeze_statistics",
 ]

@@ -2,7 +2,11 @@
 
 from flambeau.training.checkpoint import CheckpointError
 from flambeau.training.ema_teacher import EMATeacher
+from flambeau.training.fine_tune import fine_tune
 from flambeau.training.interrupts import Interrupted
+from flambeau.training.lamb import LAMB
+from flambeau.training.lars import LARS
+from flambeau.training.layer_decay import LayerDecay
 from flambeau.training.loop import to_device
 from flambeau.training.precision import Autocast, Precision
 from flambeau.training.progress import ConsoleProgress
@@ -17,6 +21,9 @@ __all__ = [
     "EMATeacher",
     "Fit",
     "Interrupted",
+    "LAMB",
+    "LARS",
+    "LayerDecay",
     "OneCycle",
     "Precision",
     "StepHalving",
@@ -25,5 +32,6 @@ __all__ = [
     "WarmupLinear",
     "constant",
     "to_device",
+    "fine_tune",
     "fit_prototypes",
 ]

@@ -14,8 +14,8 @@ from sklearn.base import BaseEstimator, clone
 from torch import nn
 
 from flambeau.data.series import SeriesScaler, TimeSeries, Windows, default_sizes, prepare, series_from_frame
-from flambeau.data.series.extra import require
 from flambeau.data.series.frequency import offset_of
+from flambeau.extras import require
 from flambeau.models.series import Autoformer
 from flambeau.objectives.forecasting import Output, PointForecast
 from flambeau.training.forecasting import call, fit_windows, forecaster_for
@@ -134,7 +134,7 @@ class Forecaster(BaseEstimator):
         parts = [
             self._predict(one, scaler, horizon, future, levels) for one, scaler in zip(self.series_, self.scalers_)
         ]
-        return require("pandas").concat(parts, ignore_index=True)
+        return require("pandas", "series").concat(parts, ignore_index=True)
 
     def backtest(
         self,
@@ -156,7 +156,7 @@ class Forecaster(BaseEstimator):
         Returns:
             ``pandas.DataFrame``: id, ``cutoff`` (the last stamp known), date, ``target``, ``truth`` and ``forecast``.
         """
-        pandas = require("pandas")
+        pandas = require("pandas", "series")
         series = list(frame) if isinstance(frame, (list, tuple)) else series_from_frame(frame, target, **roles)
         step, found = step or horizon, []
         for origin in range(origins - 1, -1, -1):
@@ -189,7 +189,7 @@ class Forecaster(BaseEstimator):
     def _predict(
         self, one: TimeSeries, scaler: SeriesScaler, horizon: int, future: Any, levels: Sequence[float]
     ) -> Any:
-        pandas = require("pandas")
+        pandas = require("pandas", "series")
         times = pandas.date_range(one.times[-1], periods=horizon + 1, freq=offset_of(one.freq))[1:]
         extended = replace(one, known=_known_ahead(one, times, future))
         points, quantiles = [], []
@@ -219,7 +219,7 @@ def _head(one: TimeSeries, steps: int) -> TimeSeries:
 
 def _append(one: TimeSeries, targets: np.ndarray) -> TimeSeries:
     steps = len(targets)
-    times = require("pandas").date_range(one.times[0], periods=len(one) + steps, freq=offset_of(one.freq))
+    times = require("pandas", "series").date_range(one.times[0], periods=len(one) + steps, freq=offset_of(one.freq))
     inputs = np.concatenate([one.inputs, np.full((steps, one.inputs.shape[1]), np.nan)])
     return replace(one, times=times, targets=np.concatenate([one.targets, targets]), inputs=inputs)
 
@@ -234,7 +234,7 @@ def _known_ahead(one: TimeSeries, times: Any, future: Any) -> np.ndarray:
     if absent:
         raise ValueError(f"future has no column {', '.join(absent)}; there are {', '.join(map(str, future.columns))}")
     rows = future[future[one.id_name].astype(str) == one.id] if one.id and one.id_name in future.columns else future
-    stamps = require("pandas").to_datetime(rows[one.date_name]).to_numpy()
+    stamps = require("pandas", "series").to_datetime(rows[one.date_name]).to_numpy()
     table = rows[list(one.known_names)].set_axis(stamps, axis=0).reindex(times)
     missing = times[table.isna().any(axis=1).to_numpy()]
     if len(missing):

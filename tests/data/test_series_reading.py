@@ -6,7 +6,7 @@ import pytest
 pd = pytest.importorskip("pandas", reason="the extra flambeau[series] is not installed")
 
 from flambeau.data.series import co2, read_frame, read_series, series_from_frame, taylor  # noqa: E402
-from flambeau.data.series.extra import require  # noqa: E402
+from flambeau.extras import require  # noqa: E402
 
 
 def hourly(tmp_path, rows=30, name="load.csv", separator=",", change=None):
@@ -168,5 +168,5 @@ def test_embedded_series():
 
 
 def test_a_missing_extra_is_named_with_the_pip_line():
-    with pytest.raises(ModuleNotFoundError, match=r"series need no_such_package: pip install 'flambeau\[series\]'"):
-        require("no_such_package")
+    with pytest.raises(ModuleNotFoundError, match=r"this needs no_such_package: pip install 'flambeau\[series\]'"):
+        require("no_such_package", "series")

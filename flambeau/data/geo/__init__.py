@@ -1,9 +1,9 @@
 """Maps: raster, vector and STAC layers indexed by space and time. Needs the extra ``flambeau[geo]``."""
 
-from flambeau.data.geo.extra import require
+from flambeau.extras import require
 
 for _name in ("rasterio", "shapely", "pyproj"):
-    require(_name)
+    require(_name, "geo")
 
 from flambeau.data.geo.dataset import GeoDataset, IntersectionDataset, UnionDataset, collate  # noqa: E402
 from flambeau.data.geo.grid import Frame, Grid, Query  # noqa: E402

@@ -10,10 +10,10 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import shapely
 
-from flambeau.data.geo.extra import require
 from flambeau.data.geo.header import read_headers
 from flambeau.data.geo.raster import BandPlaces, RasterDataset, Scene
 from flambeau.data.geo.times import END, START, as_time
+from flambeau.extras import require
 from flambeau.files import read_json
 
 MAX_ITEMS = 100_000
@@ -50,7 +50,7 @@ class StacDataset(RasterDataset):
         nodata: float | None = None,
         **options: Any,
     ):
-        pystac = require("pystac")
+        pystac = require("pystac", "geo")
         if isinstance(items, (str, Path)):
             root = Path(items).parent if root is None else root
             items = read_json(Path(items))

@@ -13,11 +13,11 @@ import shapely
 import torch
 
 from flambeau.data.geo.dataset import GeoDataset, Sample, burn
-from flambeau.data.geo.extra import require
 from flambeau.data.geo.grid import Bounds, Frame, Grid
 from flambeau.data.geo.index import Index, make_index
 from flambeau.data.geo.projection import as_crs, transform_bounds, transform_polygon
 from flambeau.data.geo.times import END, START
+from flambeau.extras import require
 
 MAX_BYTES = 1 << 30
 MAX_FEATURES = 100_000  # read for one query
@@ -176,7 +176,7 @@ def _files(paths: str | Path | Iterable[str | Path]) -> list[str]:
 
 def _open(path: str, **options: Any) -> Any:
     """A file as a GeoDataFrame, what is wrong with it as a ValueError."""
-    geopandas, errors = require("geopandas"), require("pyogrio").errors
+    geopandas, errors = require("geopandas", "geo"), require("pyogrio", "geo").errors
     try:
         if path.lower().endswith(".parquet"):
             table = geopandas.read_parquet(path, bbox=options.get("bbox"))
@@ -193,7 +193,7 @@ def _layer(path: str, label: str | None) -> Layer:
         table = _open(path)
         crs, columns, bounds = table.crs, list(table.columns), table.total_bounds
     else:
-        pyogrio = require("pyogrio")
+        pyogrio = require("pyogrio", "geo")
         try:
             info = pyogrio.read_info(path, force_total_bounds=True)
         except pyogrio.errors.DataSourceError as error:

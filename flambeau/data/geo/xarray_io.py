@@ -11,10 +11,10 @@ import rasterio
 from rasterio.io import MemoryFile
 
 from flambeau.data.geo.dataset import GeoDataset
-from flambeau.data.geo.extra import require
 from flambeau.data.geo.grid import Query
 from flambeau.data.geo.projection import as_crs, rasterio_crs
 from flambeau.data.geo.raster import RasterDataset
+from flambeau.extras import require
 
 
 def to_xarray(ds: GeoDataset, key: Any) -> Any:
@@ -24,7 +24,7 @@ def to_xarray(ds: GeoDataset, key: Any) -> Any:
         ModuleNotFoundError: xarray or rioxarray is not installed.
         IndexError: as for ``ds[key]``.
     """
-    xarray, _ = require("xarray"), require("rioxarray")
+    xarray, _ = require("xarray", "geo"), require("rioxarray", "geo")
     query = Query.of(key)
     sample, frame = ds[query], ds.frame(query)
     x, y = frame.centers()
@@ -59,7 +59,7 @@ def from_xarray(array: Any, path: str | Path | None = None, **options: Any) -> R
         ModuleNotFoundError: rioxarray is not installed.
         ValueError: no CRS, or other axes.
     """
-    require("rioxarray")
+    require("rioxarray", "geo")
     if array.rio.crs is None:
         raise ValueError("array has no CRS; give it one with array.rio.write_crs('EPSG:...')")
     if array.ndim == 2:

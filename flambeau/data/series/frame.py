@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flambeau.data.series.extra import require
 from flambeau.data.series.frequency import infer_frequency, offset_of
+from flambeau.extras import require
 
 DATE_NAMES = ("date", "ds", "datetime", "timestamp", "time", "datum", "utc")
 LISTED = 6
@@ -115,7 +115,7 @@ def _on_grid(
     id_name: str,
     where: Callable[[int], str],
 ) -> TimeSeries:
-    pandas = require("pandas")
+    pandas = require("pandas", "series")
     of = f" of series {id!r}" if id else ""
     repeated = np.flatnonzero(stamps.duplicated(keep=False))
     if len(repeated):
@@ -163,7 +163,7 @@ def _on_grid(
 
 def _stamps(frame: Any, date: str | None, where: Callable[[int], str]) -> tuple[Any, str]:
     """The stamps of all rows, and the name of their column."""
-    pandas = require("pandas")
+    pandas = require("pandas", "series")
     names = [str(name) for name in frame.columns]
     if date is None and isinstance(frame.index, pandas.DatetimeIndex):
         return _utc(frame.index), frame.index.name or "index"
@@ -202,7 +202,7 @@ def _utc(stamps: Any) -> Any:
 
 def _numbers(cells: Any, name: str, where: Callable[[int], str]) -> np.ndarray:
     """The column as floats, NaN where a cell is empty."""
-    pandas = require("pandas")
+    pandas = require("pandas", "series")
     numbers = pandas.to_numeric(cells, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
     bad = np.flatnonzero((np.isnan(numbers) & cells.notna().to_numpy()) | np.isinf(numbers))
     if len(bad):
@@ -216,11 +216,11 @@ def _numbers(cells: Any, name: str, where: Callable[[int], str]) -> np.ndarray:
 def _is_numeric(cells: Any) -> bool:
     """Whether most cells that are not empty are numbers; the few that are not are then reported, not skipped."""
     present = cells.dropna()
-    return len(present) > 0 and require("pandas").to_numeric(present, errors="coerce").notna().mean() > 0.5
+    return len(present) > 0 and require("pandas", "series").to_numeric(present, errors="coerce").notna().mean() > 0.5
 
 
 def _is_dates(cells: Any) -> bool:
-    pandas = require("pandas")
+    pandas = require("pandas", "series")
     first = cells.dropna().iloc[:5]
     if pandas.api.types.is_datetime64_any_dtype(first):
         return True

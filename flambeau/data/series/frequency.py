@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flambeau.data.series.extra import require
+from flambeau.extras import require
 
 OLD_ALIASES = {
     "H": "h",
@@ -35,7 +35,7 @@ def offset_of(freq: str) -> Any:
     Raises:
         ValueError: not a pandas frequency.
     """
-    to_offset = require("pandas.tseries.frequencies").to_offset
+    to_offset = require("pandas.tseries.frequencies", "series").to_offset
     try:
         return to_offset(OLD_ALIASES.get(freq, freq))
     except (ValueError, TypeError):
@@ -44,7 +44,7 @@ def offset_of(freq: str) -> Any:
 
 def step_seconds(freq: str) -> float:
     """The typical length of a step in seconds (a month counts as 30.4 days)."""
-    offset, pandas = offset_of(freq), require("pandas")
+    offset, pandas = offset_of(freq), require("pandas", "series")
     start = pandas.Timestamp("2021-01-01")
     return ((start + 49 * offset) - (start + offset)).total_seconds() / 48
 
@@ -87,7 +87,7 @@ def infer_frequency(times: Any) -> str:
     Raises:
         ValueError: fewer than three stamps, or stamps that fit no regular grid, listed.
     """
-    pandas = require("pandas")
+    pandas = require("pandas", "series")
     if len(times) < 3:
         raise ValueError(f"times must be at least 3 to infer a frequency, got {len(times)}: give freq")
     whole = pandas.infer_freq(times)
@@ -123,5 +123,5 @@ def _skips_weekends(times: Any) -> bool:
 
 def _count(step: Any, days: int) -> str:
     """The multiple of a frequency as pandas writes it: nothing for one."""
-    multiple = step // require("pandas").Timedelta(days=days)
+    multiple = step // require("pandas", "series").Timedelta(days=days)
     return str(multiple) if multiple > 1 else ""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flambeau.data.series.extra import require
 from flambeau.data.series.frame import TimeSeries, series_from_frame
+from flambeau.extras import require
 
 LIMIT = 2 << 30
 
@@ -24,9 +24,9 @@ def read_frame(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file")
     if path.stat().st_size > LIMIT:
         raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {LIMIT} that are read")
-    pandas = require("pandas")
+    pandas = require("pandas", "series")
     if path.suffix.lower() in (".parquet", ".pq"):
-        require("pyarrow")
+        require("pyarrow", "series")
         try:
             return pandas.read_parquet(path)
         except (ValueError, OSError) as error:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from flambeau.data.series.extra import require
 from flambeau.data.series.frequency import DAY, offset_of, step_seconds
+from flambeau.extras import require
 
 FEATURES = {
     "microsecond": lambda t: t.microsecond / 999999 - 0.5,
@@ -48,6 +48,6 @@ def time_feature_names(freq: str) -> tuple[str, ...]:
 
 def time_features(times: Any, freq: str) -> np.ndarray:
     """The features of a ``pandas.DatetimeIndex``, float32 ``[time, feature]``, in the order of `time_feature_names`."""
-    times = require("pandas").DatetimeIndex(times)
+    times = require("pandas", "series").DatetimeIndex(times)
     columns = [np.asarray(FEATURES[name](times), dtype=np.float32) for name in time_feature_names(freq)]
     return np.stack(columns, axis=1) if columns else np.zeros((len(times), 0), np.float32)

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flambeau.data.batches import Batches
-from flambeau.data.series.extra import require
 from flambeau.data.series.frame import TimeSeries
 from flambeau.data.series.frequency import offset_of, season_length
 from flambeau.data.series.time_features import time_features
+from flambeau.extras import require
 
 SEVEN_ONE_TWO = (0.7, 0.1, 0.2)
 ETT_HOURS = (12 * 30 * 24, 4 * 30 * 24, 4 * 30 * 24)
@@ -98,7 +98,7 @@ def prepare(series: TimeSeries, scaler: SeriesScaler, horizon: int) -> PreparedS
         horizon: steps past the end for which there are marks. Where the known columns do not reach, their last value is
             repeated; no window with a truth sees those.
     """
-    pandas = require("pandas")
+    pandas = require("pandas", "series")
     values = (np.concatenate([series.targets, series.inputs], axis=1) - scaler.mean) / scaler.std
     seen = ~np.isnan(values)
     table = pandas.DataFrame(values)

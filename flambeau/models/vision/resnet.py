@@ -128,6 +128,17 @@ def resnet50(in_channels: int = 3, classes: int = 1000) -> ResNet:
     return ResNet((3, 4, 6, 3), bottleneck=True, in_channels=in_channels, classes=classes)
 
 
+def cifar_resnet(depth: int = 20, in_channels: int = 3, classes: int = 10) -> ResNet:
+    """ResNet of 6n + 2 layers for images of about 32 pixels (He et al. 2016, section 4.2): 20, 32, 44, 56, 110.
+
+    Where the resolution halves, the shortcut is a projection ("option B") rather than padded zeros. Raises ValueError
+    for another depth.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, 110, ...), got {depth}")
+    return ResNet(((depth - 2) // 6,) * 3, (16, 32, 64), in_channels=in_channels, classes=classes, stem="small")
+
+
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None

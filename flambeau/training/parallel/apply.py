@@ -62,7 +62,12 @@ class ParallelModel:
         return batch if ranks == 1 else _rows(batch, ranks, rank)
 
     def reduce_gradients(self) -> None:
-        """Make every gradient that of the mean loss over all data; call it after backward, before clipping."""
+        """Make every gradient that of the mean loss over all data; call it after backward, before clipping.
+
+        Saved buffers (running statistics of BatchNorm, a queue) become those of the first rank of the data-parallel
+        axis, as under DistributedDataParallel, so that what is saved is what every rank goes on with.
+        """
+        self._share_buffers()
         gradients = [(p, p.grad) for p in self.module.parameters() if p.grad is not None]
         for parameter, gradient in gradients:
             if isinstance(gradient, DTensor) and isinstance(parameter, DTensor):
@@ -88,6 +93,21 @@ class ParallelModel:
                 _all_reduce(outside, cp.get_group())
         if batch.size() > 1:
             _all_reduce(inside + outside, batch.get_group(), divide_by=batch.size())
+
+    def _share_buffers(self) -> None:
+        if self.mesh.batch.size() == 1:
+            return
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for module in self.module.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if name not in module._non_persistent_buffers_set:
+                    local = buffer.to_local() if isinstance(buffer, DTensor) else buffer
+                    by_type.setdefault(local.dtype, []).append(local)
+        for buffers in by_type.values():
+            flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+            dist.broadcast(flat, group=self.mesh.batch.get_group(), group_src=0)
+            for part, buffer in zip(flat.split([buffer.numel() for buffer in buffers]), buffers, strict=True):
+                buffer.copy_(part.view_as(buffer))
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """Scale all gradients so that their global norm is at most `max_norm`; returns the norm before.

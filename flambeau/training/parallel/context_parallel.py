@@ -99,7 +99,7 @@ def apply_context_parallel(model: nn.Module, mesh: DeviceMesh, spec: ContextSpec
     all parameters are partial, and so is the loss (`sequence_mean`). `context_parameters` tells which are partial.
 
     Raises:
-        ValueError: the model has no known attention, or its attentions do not lie in one list of blocks, or a
+        ValueError: the model has no known attention, or its attentions do not lie in lists of blocks, or a
             parameter is used both inside and outside of it.
     """
     if mesh.size() == 1:
@@ -113,14 +113,17 @@ def apply_context_parallel(model: nn.Module, mesh: DeviceMesh, spec: ContextSpec
         )
     if spec.balance == "zigzag" and not any(causal):
         warnings.warn("balance='zigzag' only evens out causal attention; this model has none", stacklevel=2)
-    blocks = _blocks(model)
+    networks = _blocks(model)
+    blocks = [block for network in networks for block in network]
     object.__setattr__(model, "_context", context)
     own_random = blocks  # what a rank does with its own tokens draws its own dropout masks
     if spec.region == "blocks":
         _check_not_shared(model, blocks)
-        _cut_at_blocks(blocks, context)
+        for network in networks:
+            _cut_at_blocks(network, context)
     else:
-        _begin_with_parts(blocks[0], context)
+        for network in networks:
+            _begin_with_parts(network[0], context)
         inside = {id(module) for block in blocks for module in block.modules()}
         own_random = blocks + [m for m in model.modules() if isinstance(m, nn.Dropout) and id(m) not in inside]
         if isinstance(model, BERT):
@@ -141,7 +144,7 @@ def context_parameters(model: nn.Module) -> list[nn.Parameter]:
         return []
     if context.spec.region == "input":
         return list(model.parameters())
-    return [parameter for block in _blocks(model) for parameter in block.parameters()]
+    return [parameter for network in _blocks(model) for block in network for parameter in block.parameters()]
 
 
 def _patch_cores(model: nn.Module, context: Context) -> list[bool]:
@@ -170,15 +173,20 @@ def _is_attention(module: nn.Module) -> bool:
     return isinstance(module, ContextAttention | LinformerCore) or "_context" in module.__dict__
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost list of modules that holds all attentions."""
+def _blocks(model: nn.Module) -> list[list[nn.Module]]:
+    """The outermost lists of modules of which each holds attentions, one a network (a student and its teacher, say)."""
     attentions = {id(module) for module in model.modules() if module is not model and _is_attention(module)}
+    networks: list[list[nn.Module]] = []
+    found: set[int] = set()
     for module in model.modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and len(module):
             held = [{id(part) for part in block.modules()} & attentions for block in module]
-            if all(held) and set().union(*held) == attentions:
-                return list(module)
-    raise ValueError(f"the attentions of {type(model).__name__} do not lie in one list of blocks, each with its own")
+            if all(held) and not found & set().union(*held):
+                networks.append(list(module))
+                found |= set().union(*held)
+    if not networks or found != attentions:
+        raise ValueError(f"the attentions of {type(model).__name__} do not lie in lists of blocks, each with its own")
+    return networks
 
 
 def _check_not_shared(model: nn.Module, blocks: list[nn.Module]) -> None:

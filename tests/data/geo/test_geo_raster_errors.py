@@ -178,4 +178,4 @@ def test_a_missing_package_is_named_with_its_pip_line():
         "except ModuleNotFoundError as error:\n    print(error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "maps need rasterio: pip install 'flambeau[geo]'"
+    assert said.strip() == "this needs rasterio: pip install 'flambeau[geo]'"
