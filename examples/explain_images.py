@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from flambeau.data import Batches, image_folder, read_image
-from flambeau.experiment.explanation import explain
+from flambeau.experiment.prototypes.explanation import explain
 from flambeau.models.prototype_net import PrototypeNet
 from flambeau.models.vision.autoencoder import conv_autoencoder
 from flambeau.objectives.prototype import PrototypeLoss

@@ -1,4 +1,4 @@
-"""Train every cell of digits-nasbench and write the table that `flambeau.data.nasbench` reads.
+"""Train every cell of digits-nasbench and write the table that `flambeau.data.nas.nasbench` reads.
 
     python scripts/build_digits_nasbench.py            # about 45 minutes on one core; interrupt and re-run at will
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flambeau.data.nasbench import DIGITS_TABLE, Cell, digits_split, enumerate_cells, write_table
+from flambeau.data.nas.nasbench import DIGITS_TABLE, Cell, digits_split, enumerate_cells, write_table
 from flambeau.models.vision.cell_network import CellNetwork
 
 SEEDS, BUDGETS, BATCH, RATE = (0, 1, 2), (75, 150), 32, 5e-3

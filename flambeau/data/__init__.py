@@ -1,6 +1,5 @@
 """What goes in: embedded sets and real-format loaders, by modality."""
 
-from flambeau.data.angle_folder import angle_folder
 from flambeau.data.augment import (
     ColorJitter,
     Compose,
@@ -13,23 +12,34 @@ from flambeau.data.augment import (
     Views,
     rotate_quarter,
 )
+from flambeau.data.augment.deform import elastic_deform, random_shift
 from flambeau.data.batches import Batches
 from flambeau.data.graphs import Graph, karate_club
-from flambeau.data.head_phantoms import head_phantoms
-from flambeau.data.image_files import image_folder, mnist_idx, read_idx, read_image
-from flambeau.data.image_list import image_list
-from flambeau.data.image_sets import cifar10, cifar100, cub, flowers, in_memory, pets, pictures, stl10, stl10_unlabeled
-from flambeau.data.images import PHOTOS, ImageSet, digits, faces, photo, photos
+from flambeau.data.images.angle_folder import angle_folder
+from flambeau.data.images.files import image_folder, mnist_idx, read_idx, read_image
+from flambeau.data.images.image_list import image_list
+from flambeau.data.images.image_set import PHOTOS, ImageSet, digits, faces, photo, photos
+from flambeau.data.images.near_duplicates import without_near_duplicates
+from flambeau.data.images.public import (
+    cifar10,
+    cifar100,
+    cub,
+    flowers,
+    in_memory,
+    pets,
+    pictures,
+    stl10,
+    stl10_unlabeled,
+)
 from flambeau.data.labelled import LabelledCases, labelled_cases
-from flambeau.data.masked_language import MaskedLanguage, MaskedPairs, mask_tokens
-from flambeau.data.medical_images import medical_images
-from flambeau.data.medical_views import medical_views
-from flambeau.data.medmnist import medmnist, medmnist_volumes
-from flambeau.data.near_duplicates import without_near_duplicates
+from flambeau.data.medical.head_phantoms import head_phantoms
+from flambeau.data.medical.images import medical_images
+from flambeau.data.medical.medmnist import medmnist, medmnist_volumes
+from flambeau.data.medical.views import medical_views
 from flambeau.data.seeding import derive_generator, derive_seed
 from flambeau.data.tables import Table, breast_cancer, diabetes, iris, read_table, wine
-from flambeau.data.text import ByteTokenizer, pydoc_text, pydoc_topics, text_file, token_windows
-from flambeau.data.transforms import elastic_deform, random_shift
+from flambeau.data.text.masked_language import MaskedLanguage, MaskedPairs, mask_tokens
+from flambeau.data.text.plain import ByteTokenizer, pydoc_text, pydoc_topics, text_file, token_windows
 
 __all__ = [
     "Batches",

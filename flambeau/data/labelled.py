@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from flambeau.data.image_files import image_folder, mnist_idx
-from flambeau.data.images import ImageSet
+from flambeau.data.images.files import image_folder, mnist_idx
+from flambeau.data.images.image_set import ImageSet
 from flambeau.data.tables import Table, read_table
 
 

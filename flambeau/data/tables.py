@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flambeau.data.seeding import derive_seed
-from flambeau.data.text import text_file
+from flambeau.data.text.plain import text_file
 from flambeau.extras import require
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from flambeau.data.images import digits
+from flambeau.data.images.image_set import digits
 from flambeau.data.seeding import derive_seed
 from flambeau.files import write_bytes
 

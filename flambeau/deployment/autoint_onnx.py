@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
+from flambeau.data.clicks.fields import FieldSchema
 from flambeau.files import write_bytes
 
 

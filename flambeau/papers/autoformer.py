@@ -11,15 +11,13 @@ import torch
 from flambeau.data import series as data_series
 from flambeau.data.series import TimeSeries, co2, season_length, taylor
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment import forecast_figures as figures
-from flambeau.experiment import forecasting as report
 from flambeau.files import write_bytes
 from flambeau.models.series import Autoformer, DLinear, ForecastTransformer, SeasonalNaive
 from flambeau.models.series.reports import share_with_lag
-from flambeau.nn.series_attention import FullAttention
+from flambeau.nn.series.attention import FullAttention
 from flambeau.symbolic import symbolize
 from flambeau.training import OneCycle, StepHalving, Trainer
-from flambeau.training.forecaster import Forecaster
+from flambeau.training.estimators.forecaster import Forecaster
 
 # fmt: off
 CLAIMS = [

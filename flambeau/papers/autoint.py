@@ -9,17 +9,17 @@ from typing import Any, Literal
 
 import torch
 
-from flambeau.data.click_logs import ClickLog, avazu, click_log, criteo, kdd2012, movielens
-from flambeau.data.encoded_clicks import encode_log
+from flambeau.data.clicks.encoded import encode_log
+from flambeau.data.clicks.logs import ClickLog, avazu, click_log, criteo, kdd2012, movielens
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment import click_models as report
-from flambeau.experiment.click_figures import ranking_figure
-from flambeau.experiment.click_models import Contender, compare_click_models
+from flambeau.experiment.clicks import models as report
+from flambeau.experiment.clicks.figures import ranking_figure
+from flambeau.experiment.clicks.models import Contender, compare_click_models
 from flambeau.models.tabular import AutoInt
 from flambeau.models.tabular.explanation import ATTENTION_NOTE, agreement
 from flambeau.symbolic import symbolize
 from flambeau.training import OneCycle, Trainer
-from flambeau.training.autoint_classifier import AutoIntClassifier
+from flambeau.training.estimators.autoint_classifier import AutoIntClassifier
 
 # fmt: off
 CLAIMS = [

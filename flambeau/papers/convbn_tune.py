@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from flambeau.data import ImageSet, derive_generator, faces, image_folder, photos
-from flambeau.data.images import TEXTURES
+from flambeau.data.images.image_set import TEXTURES
 from flambeau.deployment.rewriting import explain_convbn, rescale_channels
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment import conv_bn_finetuning as finetuning
-from flambeau.experiment.conv_bn_finetuning import DIVERGED, MODES
-from flambeau.experiment.conv_bn_gpu import measure_resnet50
+from flambeau.experiment.conv_bn.finetuning import DIVERGED, MODES
+from flambeau.experiment.conv_bn.gpu import measure_resnet50
 from flambeau.models.vision import ResNet
 from flambeau.symbolic import symbolize
 from flambeau.training import Trainer, WarmupCosine

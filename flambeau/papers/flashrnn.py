@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from flambeau.data.parity import parity
 from flambeau.experiment import Claim, experiment
-from flambeau.models.sequence_tagger import RecurrentTagger, TransformerTagger
+from flambeau.models.language.sequence_tagger import RecurrentTagger, TransformerTagger
 from flambeau.ops.bench import interleaved, torch_threads
 from flambeau.ops.flashrnn.benchmark import SHAPES, cases
 from flambeau.symbolic import symbolize

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flambeau.data.nasbench import DigitsNasBench
-from flambeau.data.nasbench101 import load_nasbench101
+from flambeau.data.nas.nasbench import DigitsNasBench
+from flambeau.data.nas.nasbench101 import load_nasbench101
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment.cache_replay import (
+from flambeau.experiment.search.cache_replay import (
     CellKeys,
     Trajectory,
     cell_probe,
@@ -19,9 +19,9 @@ from flambeau.experiment.cache_replay import (
     summary,
     unshared_key,
 )
-from flambeau.experiment.program_search import compare_programs, loss_rows, search_losses
+from flambeau.experiment.search.program_search import compare_programs, loss_rows, search_losses
 from flambeau.search.cells import CellReplay, cached_searches
-from flambeau.search.collision_study import collision_study, collisions
+from flambeau.search.functional.collision_study import collision_study, collisions
 
 # fmt: off
 CLAIMS = [

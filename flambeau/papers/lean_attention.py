@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment.generation_speed import time_generation
+from flambeau.experiment.tokens.generation_speed import time_generation
 from flambeau.ops.bench import Case, Timing, interleaved, torch_threads
 from flambeau.ops.lean_attention import lean_decode
 from flambeau.ops.lean_attention.benchmark import SHAPES, after_copies, cases, copy_call, inputs

@@ -11,18 +11,24 @@ import torch
 from torch import nn
 
 from flambeau.data import ImageSet, photos
-from flambeau.data.head_phantoms import head_phantoms
-from flambeau.data.medical_images import medical_images
-from flambeau.data.near_duplicates import without_near_duplicates
+from flambeau.data.images.near_duplicates import without_near_duplicates
+from flambeau.data.medical.head_phantoms import head_phantoms
+from flambeau.data.medical.images import medical_images
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment import label_efficiency as protocol
-from flambeau.experiment.medical_pretraining import filled_in, hidden_error, masked_views, measure_gains, pretrained
-from flambeau.experiment.spark_gpu import step_ratio
+from flambeau.experiment.representation import label_efficiency as protocol
+from flambeau.experiment.representation.medical_pretraining import (
+    filled_in,
+    hidden_error,
+    masked_views,
+    measure_gains,
+    pretrained,
+)
+from flambeau.experiment.representation.spark_gpu import step_ratio
 from flambeau.models.vision import ConvStages, resnet50
 from flambeau.symbolic import symbolize
 from flambeau.training import Trainer, WarmupCosine
-from flambeau.training.lamb import LAMB
-from flambeau.training.lars import LARS
+from flambeau.training.optimizers.lamb import LAMB
+from flambeau.training.optimizers.lars import LARS
 from flambeau.training.self_supervised import BYOL, MoCoV2, SimCLR, SparK, SwAV
 from flambeau.training.self_supervised.recipe import Recipe
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 
 from flambeau.data import Batches, ByteTokenizer, derive_generator, pydoc_text, text_file, token_windows
-from flambeau.data.masked_language import MaskedPairs
-from flambeau.data.pretrained_tokenizer import PretrainedTokenizer
+from flambeau.data.text.masked_language import MaskedPairs
+from flambeau.data.text.pretrained_tokenizer import PretrainedTokenizer
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment import split_report as report
-from flambeau.experiment import split_training as split
+from flambeau.experiment.parallel import split_report as report
+from flambeau.experiment.parallel import split_training as split
 from flambeau.models.language import BERT, GPT
 from flambeau.symbolic import symbolize
 from flambeau.training import Trainer, WarmupCosine, WarmupLinear

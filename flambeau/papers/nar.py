@@ -11,8 +11,8 @@ import torch
 from flambeau.data.seeding import derive_generator, derive_seed
 from flambeau.data.token_grids import TokenGrids, digit_tokens
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment.token_grid_figures import bits_figure, order_figure, sheet_figure
-from flambeau.experiment.token_grid_models import (
+from flambeau.experiment.tokens.grid_figures import bits_figure, order_figure, sheet_figure
+from flambeau.experiment.tokens.grid_models import (
     Contender,
     class_agreement,
     contender_row,

@@ -10,16 +10,16 @@ import torch
 from flambeau.data import Batches, ImageSet, Table, breast_cancer, digits, elastic_deform, random_shift
 from flambeau.data.labelled import labelled_cases
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment.classifier_baselines import kmeans_accuracy, linear_head_accuracies
-from flambeau.experiment.explanation import explain
-from flambeau.experiment.prototype_audit import PrototypeAudit, audit_prototypes
-from flambeau.experiment.prototype_figures import draw_coverage, draw_prototypes
+from flambeau.experiment.prototypes.audit import PrototypeAudit, audit_prototypes
+from flambeau.experiment.prototypes.baselines import kmeans_accuracy, linear_head_accuracies
+from flambeau.experiment.prototypes.explanation import explain
+from flambeau.experiment.prototypes.figures import draw_coverage, draw_prototypes
 from flambeau.models.autoencoder import autoencoder_for
 from flambeau.models.prototype_net import PrototypeNet
 from flambeau.objectives.prototype import PrototypeLoss
 from flambeau.symbolic import symbolize
 from flambeau.training import Trainer
-from flambeau.training.prototype_classifier import PrototypeClassifier
+from flambeau.training.estimators.prototype_classifier import PrototypeClassifier
 from flambeau.training.prototypes import fit_prototypes
 
 # fmt: off

@@ -11,13 +11,13 @@ from scipy.stats import kendalltau, mannwhitneyu
 from torch import nn
 
 from flambeau.data import Batches
-from flambeau.data.nasbench import DigitsNasBench, digits_split
-from flambeau.data.nasbench101 import load_nasbench101
+from flambeau.data.nas.nasbench import DigitsNasBench, digits_split
+from flambeau.data.nas.nasbench101 import load_nasbench101
 from flambeau.experiment import Claim, experiment
 from flambeau.search.algorithms import BayesianOptimization
-from flambeau.search.cell_supernet import images_and_labels, shared_and_alone
 from flambeau.search.cells import CellReplay, cell_searches, optuna_tpe
 from flambeau.search.sample import sample
+from flambeau.search.weight_sharing.cell_supernet import images_and_labels, shared_and_alone
 from flambeau.symbolic import floatv, oneof, symbolize
 from flambeau.training import Trainer
 

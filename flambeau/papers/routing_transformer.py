@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from flambeau.data import pydoc_text
-from flambeau.data.corpora import byte_corpus, corpus
 from flambeau.data.recall import Recall
+from flambeau.data.text.corpora import byte_corpus, corpus
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment.attention_cost import measure_cost
-from flambeau.experiment.attention_language import measure_language
-from flambeau.experiment.attention_recall import measure_recall, train_recall
-from flambeau.experiment.routed_pretrained import measure_pretrained
+from flambeau.experiment.attention.cost import measure_cost
+from flambeau.experiment.attention.language import measure_language
+from flambeau.experiment.attention.recall import measure_recall, train_recall
+from flambeau.experiment.attention.routed_pretrained import measure_pretrained
 from flambeau.models.language.routing_transformer import RoutingTransformerLM
 from flambeau.nn.attention import DenseAttention, LocalAttention, RandomRoutingAttention, RoutingAttention
 from flambeau.symbolic import symbolize

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from flambeau.data.masked_language import MaskedLanguage
-from flambeau.data.text import pydoc_text, text_file
+from flambeau.data.text.masked_language import MaskedLanguage
+from flambeau.data.text.plain import pydoc_text, text_file
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment import context_figures as figures
-from flambeau.experiment import context_memory as memory
-from flambeau.experiment.context_gpu import gpu_memory, gpu_speed
-from flambeau.experiment.context_runs import cost_tables, loss_of, spread
-from flambeau.experiment.context_vocabulary import encode
+from flambeau.experiment.parallel import context_figures as figures
+from flambeau.experiment.parallel import context_memory as memory
+from flambeau.experiment.parallel.context_gpu import gpu_memory, gpu_speed
+from flambeau.experiment.parallel.context_runs import cost_tables, loss_of, spread
+from flambeau.experiment.parallel.context_vocabulary import encode
 from flambeau.models.language import BERT
 from flambeau.nn.attention.core import AttentionSpec
 from flambeau.symbolic import symbolize

@@ -9,10 +9,17 @@ from typing import Any, Literal
 import torch
 
 from flambeau.data import ImageSet, image_folder
-from flambeau.data.digit_canvases import digit_canvases
+from flambeau.data.images.digit_canvases import digit_canvases
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment.self_supervised_figures import loss_curves
-from flambeau.experiment.sit_arms import Arms, ablation_rows, attention_figure, digit_gains, gpu_loss_ratio, repaired
+from flambeau.experiment.representation.figures import loss_curves
+from flambeau.experiment.representation.sit_arms import (
+    Arms,
+    ablation_rows,
+    attention_figure,
+    digit_gains,
+    gpu_loss_ratio,
+    repaired,
+)
 from flambeau.models.vision import ConvNet, ViT
 from flambeau.objectives.masking import gmml_corrupt
 from flambeau.symbolic import symbolize

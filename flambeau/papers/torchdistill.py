@@ -9,12 +9,9 @@ import torch
 from torch import nn
 
 from flambeau.data import Batches
-from flambeau.data.augmented_digits import augmented_digits
+from flambeau.data.images.augmented_digits import augmented_digits
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment import distillation_digits as digits
-from flambeau.experiment import distillation_figures as figures
-from flambeau.experiment import distillation_speed as speed
-from flambeau.experiment.distillation_own import run_config
+from flambeau.experiment.distillation.own import run_config
 
 # fmt: off
 CLAIMS = [

@@ -15,10 +15,10 @@ from flambeau.data.geo.sensors import common_names
 from flambeau.data.geo.world import COLOURS, WorldFiles
 from flambeau.data.seeding import derive_generator
 from flambeau.experiment import Claim, experiment
-from flambeau.experiment.geo_alignment import label_agreement
-from flambeau.experiment.geo_figures import colour_wheel, draw_maps, rate_figure
-from flambeau.experiment.geo_segmentation import majority, open_labels, score, study_bands
-from flambeau.experiment.geo_throughput import chip_rates, gpu_warp, index_seconds
+from flambeau.experiment.geo.alignment import label_agreement
+from flambeau.experiment.geo.figures import colour_wheel, draw_maps, rate_figure
+from flambeau.experiment.geo.segmentation import majority, open_labels, score, study_bands
+from flambeau.experiment.geo.throughput import chip_rates, gpu_warp, index_seconds
 from flambeau.models.vision.unet import UNet
 from flambeau.symbolic import symbolize
 from flambeau.training import OneCycle, Trainer

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from flambeau.search.algorithm import Algorithm, Dedup, Feasible, Random, Reward, Sweep
 from flambeau.search.early_stopping import ASHA, MedianStopping
 from flambeau.search.evaluate import EvaluationError, resume, search
-from flambeau.search.functional_cache import FunctionalCache
-from flambeau.search.functional_key import functional_hash
+from flambeau.search.functional.cache import FunctionalCache
+from flambeau.search.functional.key import functional_hash
 from flambeau.search.sample import Feedback, poll_result, sample
 from flambeau.search.study import Measurement, RaceConditionError, Study, StudyError, Trial, studies
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         Reinforce,
         SuccessiveHalving,
     )
-    from flambeau.search.functional_probe import FunctionProbe, OptimizerProbe, Probe
+    from flambeau.search.functional.probe import FunctionProbe, OptimizerProbe, Probe
 
 __all__ = [
     "ASHA",
@@ -69,5 +69,5 @@ def __getattr__(name: str) -> Any:
     """The learning algorithms and the probes, imported when asked for: looking at a study does not need torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "functional_probe" if name.endswith("Probe") else "algorithms"
+    module = "functional.probe" if name.endswith("Probe") else "algorithms"
     return getattr(import_module(f"flambeau.search.{module}"), name)

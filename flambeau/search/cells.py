@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flambeau.data.nasbench import OPERATIONS, Cell, NasBench, cell_space
+from flambeau.data.nas.nasbench import OPERATIONS, Cell, NasBench, cell_space
 from flambeau.search.algorithm import Algorithm, Feasible, Random
 from flambeau.search.algorithms import (
     MCTS,

@@ -25,7 +25,7 @@ from flambeau.search.study import RaceConditionError, Study, StudyError
 from flambeau.symbolic import SymbolicError, build, from_json, to_json
 
 if TYPE_CHECKING:
-    from flambeau.search.functional_cache import FunctionalCache
+    from flambeau.search.functional.cache import FunctionalCache
 
 Evaluate = Callable[[Any, Feedback], Any]
 

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from flambeau.search.algorithm import Algorithm
 from flambeau.search.coordinator import MAX_ATTEMPTS
 from flambeau.search.evaluate import Evaluate, EvaluationError, evaluate_all
-from flambeau.search.functional_cache import FunctionalCache, Ledger
+from flambeau.search.functional.cache import FunctionalCache, Ledger
 from flambeau.search.sample import as_template, hand_out, prepare, report
 from flambeau.search.study import Study
 

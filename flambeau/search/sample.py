@@ -19,7 +19,7 @@ from flambeau.search.study import RaceConditionError, Study, Trial
 from flambeau.symbolic import DNA, Template, build, template
 
 if TYPE_CHECKING:
-    from flambeau.search.functional_cache import Claim, FunctionalCache, Ledger
+    from flambeau.search.functional.cache import Claim, FunctionalCache, Ledger
 
 NAMED: dict[str, Study] = {}  # studies of this process that poll_result and further loops find by name
 

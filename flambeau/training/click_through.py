@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flambeau.data import Batches
-from flambeau.data.encoded_clicks import ClickRows
-from flambeau.data.fields import FieldSchema
+from flambeau.data.clicks.encoded import ClickRows
+from flambeau.data.clicks.fields import FieldSchema
 from flambeau.data.seeding import derive_generator
-from flambeau.nn.field_embedding import FieldEmbedding
+from flambeau.nn.fields.embedding import FieldEmbedding
 from flambeau.training.progress import Progress
 from flambeau.training.state import device_of
 from flambeau.training.trainer import Fit, Trainer

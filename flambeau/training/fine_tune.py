@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from flambeau.data import Batches, ImageSet
-from flambeau.data.image_sets import Pictures
+from flambeau.data.images.public import Pictures
 from flambeau.training.layer_decay import LayerDecay
 from flambeau.training.progress import Progress
 from flambeau.training.trainer import Fit, Trainer

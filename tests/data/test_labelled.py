@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flambeau.data.images import ImageSet, digits
+from flambeau.data.images.image_set import ImageSet, digits
 from flambeau.data.labelled import labelled_cases
 from flambeau.data.tables import iris
 

@@ -5,7 +5,7 @@ import torch
 pytest.importorskip("onnxscript", reason="the extra flambeau[onnx] is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra flambeau[onnx] is not installed")
 
-from flambeau.data.fields import Field, FieldSchema  # noqa: E402
+from flambeau.data.clicks.fields import Field, FieldSchema  # noqa: E402
 from flambeau.deployment.autoint_onnx import export_autoint_onnx  # noqa: E402
 from flambeau.models.tabular import AutoIntPlus, DeepFM  # noqa: E402
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from flambeau.data.images import to_image_tensor
-from flambeau.experiment.self_supervised_figures import loss_curves, reconstruction_grid
+from flambeau.data.images.image_set import to_image_tensor
+from flambeau.experiment.representation.figures import loss_curves, reconstruction_grid
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6])

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from flambeau.data.fields import Field, FieldSchema
-from flambeau.data.planted_clicks import planted_clicks
+from flambeau.data.clicks.fields import Field, FieldSchema
+from flambeau.data.clicks.planted import planted_clicks
 from flambeau.models.tabular import (
     AFM,
     DCN,

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from flambeau.data.fields import FieldSchema
+from flambeau.data.clicks.fields import FieldSchema
 from flambeau.experiment import run_experiment
 from flambeau.papers.catalog import describe, load
 

@@ -2,7 +2,7 @@ import torch
 
 from flambeau.data.parity import parity
 from flambeau.experiment import run_experiment
-from flambeau.models.sequence_tagger import TransformerTagger
+from flambeau.models.language.sequence_tagger import TransformerTagger
 from flambeau.papers import load
 
 

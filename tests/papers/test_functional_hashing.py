@@ -8,10 +8,10 @@ import struct
 import numpy as np
 import pytest
 
-from flambeau.data.nasbench import DigitsNasBench, enumerate_cells
-from flambeau.data.nasbench101 import masked_crc32c
+from flambeau.data.nas.nasbench import DigitsNasBench, enumerate_cells
+from flambeau.data.nas.nasbench101 import masked_crc32c
 from flambeau.experiment import run_experiment
-from flambeau.experiment.cache_replay import (
+from flambeau.experiment.search.cache_replay import (
     CellKeys,
     cell_probe,
     first_of,

@@ -5,11 +5,11 @@ import random
 import pytest
 import torch
 
-from flambeau.data.nasbench import OPERATIONS, Cell, cell_space
+from flambeau.data.nas.nasbench import OPERATIONS, Cell, cell_space
 from flambeau.experiment import run_experiment
 from flambeau.models.vision.cell_network import CellNetwork, OpenCell, cell_operation
 from flambeau.papers import load
-from flambeau.search.supernet import Supernet, extract
+from flambeau.search.weight_sharing.supernet import Supernet, extract
 from flambeau.symbolic import oneof, symbolize, template
 
 pytest.importorskip("scipy", reason="scipy is not installed")
@@ -24,7 +24,7 @@ def test_smoke(tmp_path):
 
 
 def test_replay_rewards_every_labelling_of_a_cell_alike():
-    from flambeau.data.nasbench import DigitsNasBench
+    from flambeau.data.nas.nasbench import DigitsNasBench
     from flambeau.search.cells import CellReplay
 
     table = DigitsNasBench()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flambeau.search.algorithm import Algorithm
 from flambeau.search.evaluate import search
-from flambeau.search.functional_cache import FunctionalCache
+from flambeau.search.functional.cache import FunctionalCache
 from flambeau.search.sample import sample
 from flambeau.symbolic import floatv, oneof
 

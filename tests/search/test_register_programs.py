@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flambeau.experiment.program_search import compare_programs, evolve_programs
+from flambeau.experiment.search.program_search import compare_programs, evolve_programs
 from flambeau.search import functional_hash
 from flambeau.search.register_programs import (
     OPERATIONS,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from flambeau.data.encoded_clicks import ClickRows
-from flambeau.data.fields import Field, FieldSchema
-from flambeau.data.planted_clicks import planted_clicks
-from flambeau.experiment.click_metrics import click_metrics, grouped_auc, relative_improvement
+from flambeau.data.clicks.encoded import ClickRows
+from flambeau.data.clicks.fields import Field, FieldSchema
+from flambeau.data.clicks.planted import planted_clicks
+from flambeau.experiment.clicks.metrics import click_metrics, grouped_auc, relative_improvement
 from flambeau.models.tabular import DNN, AutoInt, LogisticRegression
 from flambeau.training import Trainer
 from flambeau.training.click_through import (
@@ -20,7 +20,7 @@ from flambeau.training.click_through import (
     predict_logits,
     thin_negatives,
 )
-from flambeau.training.lazy_adam import LazyAdam
+from flambeau.training.optimizers.lazy_adam import LazyAdam
 
 
 @pytest.fixture(scope="module")

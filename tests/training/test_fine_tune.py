@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from flambeau.data import Batches, ImageSet, RandomFlip
-from flambeau.data.image_sets import Pictures
+from flambeau.data.images.public import Pictures
 from flambeau.models.vision.vit import ViT
 from flambeau.training import Trainer, fine_tune
 

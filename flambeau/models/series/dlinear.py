@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flambeau.nn.decomposition import SeriesDecomposition
+from flambeau.nn.series.decomposition import SeriesDecomposition
 
 
 class DLinear(nn.Module):

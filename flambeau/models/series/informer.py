@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flambeau.models.series.transformer import ForecastTransformer
-from flambeau.nn.series_attention import ProbSparseAttention
+from flambeau.nn.series.attention import ProbSparseAttention
 
 
 class Distilling(nn.Module):

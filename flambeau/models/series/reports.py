@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flambeau.models.series.autoformer import Autoformer
-from flambeau.nn.auto_correlation import AutoCorrelation
-from flambeau.nn.decomposition import SeriesDecomposition
+from flambeau.nn.series.auto_correlation import AutoCorrelation
+from flambeau.nn.series.decomposition import SeriesDecomposition
 
 
 def lag_report(model: nn.Module, window: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flambeau.models.series.shape import add_level, check_window
-from flambeau.nn.series_attention import FullAttention, ProjectedHeads
-from flambeau.nn.series_embedding import SeriesEmbedding
+from flambeau.nn.series.attention import FullAttention, ProjectedHeads
+from flambeau.nn.series.embedding import SeriesEmbedding
 
 
 class TransformerLayer(nn.Module):

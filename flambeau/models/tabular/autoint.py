@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
-from flambeau.nn.field_interactions import tower
-from flambeau.nn.interacting import InteractingLayer
+from flambeau.data.clicks.fields import FieldSchema
+from flambeau.nn.fields.interacting import InteractingLayer
+from flambeau.nn.fields.interactions import tower
 
 
 class AutoInt(nn.Module):
@@ -25,7 +25,7 @@ class AutoInt(nn.Module):
         layers: interacting layers; none leaves a linear model of the embeddings.
         heads: of each layer.
         width: of each layer, over all heads.
-        residual: see :class:`~flambeau.nn.interacting.InteractingLayer`.
+        residual: see :class:`~flambeau.nn.fields.interacting.InteractingLayer`.
         variant: likewise.
         mlp: widths of a perceptron beside the layers whose logit is added: AutoInt+ (section 5.5 has 400, 400).
         dropout: rates on attention weights, embeddings and the perceptron's layers.

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
-from flambeau.nn.field_interactions import CrossNet, tower
+from flambeau.data.clicks.fields import FieldSchema
+from flambeau.nn.fields.interactions import CrossNet, tower
 
 
 class DCN(nn.Module):

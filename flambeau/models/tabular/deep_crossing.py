@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
-from flambeau.nn.field_interactions import ResidualUnit
+from flambeau.data.clicks.fields import FieldSchema
+from flambeau.nn.fields.interactions import ResidualUnit
 
 
 class DeepCrossing(nn.Module):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
+from flambeau.data.clicks.fields import FieldSchema
 from flambeau.models.tabular.logistic_regression import LogisticRegression
-from flambeau.nn.field_interactions import bi_interaction, tower
+from flambeau.nn.fields.interactions import bi_interaction, tower
 
 
 class DeepFM(nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
-from flambeau.nn.field_interactions import tower
+from flambeau.data.clicks.fields import FieldSchema
+from flambeau.nn.fields.interactions import tower
 
 
 class DNN(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
+from flambeau.data.clicks.fields import FieldSchema
 from flambeau.models.tabular.logistic_regression import LogisticRegression
-from flambeau.nn.field_interactions import bi_interaction
+from flambeau.nn.fields.interactions import bi_interaction
 
 
 class FactorizationMachine(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
+from flambeau.data.clicks.fields import FieldSchema
 from flambeau.models.tabular.logistic_regression import LogisticRegression
-from flambeau.nn.field_interactions import anova_kernel
+from flambeau.nn.fields.interactions import anova_kernel
 
 
 class HOFM(nn.Module):

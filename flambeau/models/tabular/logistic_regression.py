@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from flambeau.data.fields import FieldSchema
+from flambeau.data.clicks.fields import FieldSchema
 
 
 class LogisticRegression(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from flambeau.data.nasbench import Cell
+from flambeau.data.nas.nasbench import Cell
 
 
 class CellNetwork(nn.Module):
@@ -110,7 +110,7 @@ class OpenCell(nn.Module):
 
 
 def cell_operation(name: str, channels: int = 8, groups: int = 1) -> nn.Module:
-    """One of `flambeau.data.nasbench.OPERATIONS`; convolutions with batch normalisation and ReLU."""
+    """One of `flambeau.data.nas.nasbench.OPERATIONS`; convolutions with batch normalisation and ReLU."""
     if name == "maxpool3x3":
         return nn.MaxPool2d(3, stride=1, padding=1)
     return _convolution(channels, channels, {"conv3x3": 3, "conv1x1": 1}[name], groups)

@@ -66,7 +66,7 @@ def test_reading_and_using_a_config_twice_leaves_it_as_it_is(tmp_path):
         ("b: !import_get {key: system, package: os}", "os.system may not be imported"),
         ("b: !import_call {key: torch.nn.functional.torch.load}", "belongs to torch, which may not be imported"),
         ("b: !import_call {key: torch.utils.data.dataloader.os.system}", "belongs to os, which may not be imported"),
-        ("b: !import_call {key: flambeau.data.images.np.load}", "belongs to numpy, which may not be imported"),
+        ("b: !import_call {key: flambeau.data.images.files.np.load}", "belongs to numpy, which may not be imported"),
         ("b: !import_call {key: flambeau.training.checkpoint.clean}", "may not be imported"),
         ("b: !import_call {key: flambeau.files.write_bytes}", "may not be imported"),
         ("b: !import_get {key: torch.nn.Module.__init__}", "expected a public dotted name"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from flambeau.experiment.context_memory import crossovers, longest, published_ratio, saved_bytes
+from flambeau.experiment.parallel.context_memory import crossovers, longest, published_ratio, saved_bytes
 from flambeau.training.parallel.cost import H200, P100_ARIES, TransformerSize
 from flambeau.training.parallel.memory_plan import (
     context_mode,

@@ -1,0 +1,1 @@
+"""Click logs: fields, files, logs encoded as tensors, and clicks with planted interactions."""

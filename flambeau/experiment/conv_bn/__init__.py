@@ -1,0 +1,1 @@
+"""Measuring the modes of normalisation while a pretrained network is fine-tuned."""

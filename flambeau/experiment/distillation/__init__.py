@@ -1,0 +1,1 @@
+"""Comparing ways of distillation, and timing what they save."""

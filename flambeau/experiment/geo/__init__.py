@@ -1,0 +1,1 @@
+"""Measuring how maps are read and learned from."""

@@ -1,0 +1,1 @@
+"""Measuring training that is split over processes, by layers or by sequence."""

@@ -1,0 +1,1 @@
+"""Looking into prototype nets, and plain classifiers beside them."""

@@ -1,0 +1,1 @@
+"""Measuring searches over programs and cells."""

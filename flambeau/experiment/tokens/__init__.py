@@ -1,0 +1,1 @@
+"""Models of tokens and token grids that decoding is measured on."""

@@ -1,0 +1,1 @@
+"""Candidates that share one network's weights."""

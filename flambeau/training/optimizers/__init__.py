@@ -1,0 +1,1 @@
+"""Optimisers that torch.optim does not have."""
