@@ -5,7 +5,7 @@ import sys
 import pandas
 
 from flambeau.training import ConsoleProgress
-from flambeau.training.estimators.forecaster import Forecaster
+from flambeau.training.estimators import Forecaster
 
 file, date, target, horizon = sys.argv[1:]
 frame = pandas.read_csv(file, parse_dates=[date])

@@ -7,7 +7,7 @@ import sys
 
 import pandas
 
-from flambeau.training.estimators.autoint_classifier import AutoIntClassifier
+from flambeau.training.estimators import AutoIntClassifier
 
 train, target, new, scored = sys.argv[1:]
 read = [pandas.read_parquet if name.endswith(".parquet") else pandas.read_csv for name in (train, new)]

@@ -17,7 +17,7 @@ from flambeau.models.series.reports import share_with_lag
 from flambeau.nn.series.attention import FullAttention
 from flambeau.symbolic import symbolize
 from flambeau.training import OneCycle, StepHalving, Trainer
-from flambeau.training.estimators.forecaster import Forecaster
+from flambeau.training.estimators import Forecaster
 
 # fmt: off
 CLAIMS = [

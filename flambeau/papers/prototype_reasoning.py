@@ -19,7 +19,7 @@ from flambeau.models.prototype_net import PrototypeNet
 from flambeau.objectives.prototype import PrototypeLoss
 from flambeau.symbolic import symbolize
 from flambeau.training import Trainer
-from flambeau.training.estimators.prototype_classifier import PrototypeClassifier
+from flambeau.training.estimators import PrototypeClassifier
 from flambeau.training.prototypes import fit_prototypes
 
 # fmt: off

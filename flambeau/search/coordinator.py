@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flambeau.search.algorithm import Algorithm, Reward
 from flambeau.search.study import RaceConditionError, Study, StudyError, Trial, as_reward, dumps
@@ -290,3 +291,32 @@ def process_start(pid: int) -> str:
     except OSError:
         return ""
     return "" if fields[0] in "ZX" else fields[19]
+
+
+class Leases(Protocol):
+    """What gives work out for a limited time."""
+
+    def heartbeat(self, owner: str) -> float:
+        """Prolong the owner's leases; returns how long they last, in seconds."""
+        ...
+
+
+@contextmanager
+def heartbeats(leases: Leases, owner: str) -> Iterator[None]:
+    """Prolong the owner's leases from a thread, four times a lease."""
+    interval = leases.heartbeat(owner) / 4
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(interval):
+            leases.heartbeat(owner)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    if math.isfinite(interval):
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        if thread.ident is not None:
+            thread.join()

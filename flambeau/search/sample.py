@@ -6,7 +6,6 @@ import difflib
 import inspect
 import math
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -14,12 +13,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from typing import TYPE_CHECKING, Any, Literal
 
 from flambeau.search.algorithm import Algorithm, Reward
-from flambeau.search.coordinator import Coordinator, EarlyStopping, Turn, is_finite, new_owner
+from flambeau.search.coordinator import Coordinator, EarlyStopping, Turn, heartbeats, is_finite, new_owner
 from flambeau.search.study import RaceConditionError, Study, Trial
 from flambeau.symbolic import DNA, Template, build, template
 
 if TYPE_CHECKING:
-    from flambeau.search.functional.cache import Claim, FunctionalCache, Ledger
+    from flambeau.search.functional.cache import Claim, FunctionalCache
 
 NAMED: dict[str, Study] = {}  # studies of this process that poll_result and further loops find by name
 
@@ -267,27 +266,6 @@ def as_reward(reward: Any) -> Reward:
         return tuple(float(r) for r in reward) if isinstance(reward, (tuple, list)) else float(reward)
     except (TypeError, ValueError) as error:
         raise TypeError(f"reward: expected a number or a tuple of numbers, got {reward!r}") from error
-
-
-@contextmanager
-def heartbeats(coordinator: Coordinator | Ledger, owner: str) -> Iterator[None]:
-    """Prolong the owner's leases from a thread, four times a lease."""
-    interval = coordinator.heartbeat(owner) / 4
-    stop = threading.Event()
-
-    def beat() -> None:
-        while not stop.wait(interval):
-            coordinator.heartbeat(owner)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    if math.isfinite(interval):
-        thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        if thread.ident is not None:
-            thread.join()
 
 
 @contextmanager

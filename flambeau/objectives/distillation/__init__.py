@@ -29,6 +29,7 @@ from flambeau.objectives.distillation.logits import (
     SKDInstanceLoss,
     TfKDLoss,
 )
+from flambeau.objectives.distillation.paired import PairMSELoss
 from flambeau.objectives.distillation.relational import (
     CCKDLoss,
     ICKDLoss,
@@ -60,6 +61,7 @@ __all__ = [
     "LogitStdKDLoss",
     "PADL2Loss",
     "PKTLoss",
+    "PairMSELoss",
     "RKDAngleLoss",
     "RKDDistanceLoss",
     "RKDLoss",

@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flambeau.search.algorithm import Reward
-from flambeau.search.coordinator import is_gone, new_owner
+from flambeau.search.coordinator import heartbeats, is_gone, new_owner
 from flambeau.search.functional.key import RESERVED
-from flambeau.search.sample import heartbeats
 from flambeau.search.store import Kind, Store, StoreError
 from flambeau.search.study import as_reward, dumps
 from flambeau.symbolic import SymbolicError, digest
