@@ -19,7 +19,7 @@ from flambeau.models.tabular import AutoInt
 from flambeau.models.tabular.explanation import ATTENTION_NOTE, agreement
 from flambeau.symbolic import symbolize
 from flambeau.training import OneCycle, Trainer
-from flambeau.training.estimators.autoint_classifier import AutoIntClassifier
+from flambeau.training.estimators import AutoIntClassifier
 
 # fmt: off
 CLAIMS = [
