@@ -11,6 +11,7 @@ import torch
 from flambeau.data import series as data_series
 from flambeau.data.series import TimeSeries, co2, season_length, taylor
 from flambeau.experiment import Claim, experiment
+from flambeau.experiment.forecasting import figures, report
 from flambeau.files import write_bytes
 from flambeau.models.series import Autoformer, DLinear, ForecastTransformer, SeasonalNaive
 from flambeau.models.series.reports import share_with_lag

@@ -14,6 +14,7 @@ from flambeau.data import ImageSet, derive_generator, faces, image_folder, photo
 from flambeau.data.images.image_set import TEXTURES
 from flambeau.deployment.rewriting import explain_convbn, rescale_channels
 from flambeau.experiment import Claim, experiment
+from flambeau.experiment.conv_bn import finetuning
 from flambeau.experiment.conv_bn.finetuning import DIVERGED, MODES
 from flambeau.experiment.conv_bn.gpu import measure_resnet50
 from flambeau.models.vision import ResNet

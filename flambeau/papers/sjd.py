@@ -10,6 +10,7 @@ import torch
 
 from flambeau.data import ImageSet, derive_generator, photos
 from flambeau.experiment import Claim, experiment
+from flambeau.experiment.tokens import figures
 from flambeau.experiment.tokens.models import TokenSource, pretrained_source, same_distribution, trained_source
 from flambeau.generation import SpatialInit, SpeculativeJacobi, generate
 from flambeau.generation.step_cost import in_turns, step_seconds

@@ -11,6 +11,7 @@ from torch import nn
 from flambeau.data import Batches
 from flambeau.data.images.augmented_digits import augmented_digits
 from flambeau.experiment import Claim, experiment
+from flambeau.experiment.distillation import digits, figures, speed
 from flambeau.experiment.distillation.own import run_config
 
 # fmt: off

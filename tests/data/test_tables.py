@@ -100,7 +100,7 @@ def test_parquet_equals_csv(tmp_path):
 
 def test_missing_pyarrow_names_the_pip_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'flambeau\[series\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'flambeau\[tabular\]'"):
         read_table(tmp_path / "t.parquet", "y")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flambeau.experiment.attention import figures
 from flambeau.nn.attention import DenseAttention, RoutingAttention
 from flambeau.ops.bench import interleaved
 from flambeau.ops.saved_tensors import SavedTensors

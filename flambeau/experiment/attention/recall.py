@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flambeau.data import derive_generator
 from flambeau.data.recall import Recall
+from flambeau.experiment.attention import figures
 from flambeau.experiment.attention.cost import counted_products
 from flambeau.models.language.recall_net import RecallNet
 from flambeau.nn.attention import collect_aux

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import flambeau.training.distillation as distillation
+from flambeau.experiment.distillation import figures
 from flambeau.training.distillation.config import load_config
 from flambeau.training.distillation.run import distill, evaluate_models
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from flambeau.training.parallel.context_parallel import apply_context_parallel, context_parameters
@@ -233,6 +232,8 @@ class _Call(nn.Module):
 
 def _shard(module: nn.Module, mesh: Mesh) -> _Call:
     """Shard each block, then what is left, over dp_shard x cp, with replicas over dp_replicate."""
+    from torch.distributed.fsdp import fully_shard  # its import takes a second, which other plans need not wait for
+
     for blocks in block_lists(module):
         for block in blocks:
             fully_shard(block, mesh=mesh.fsdp)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from flambeau.data import Batches
+from flambeau.experiment.distillation import speed
 from flambeau.models.vision import ConvNet
 
 

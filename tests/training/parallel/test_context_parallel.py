@@ -75,7 +75,7 @@ def test_dropout():
 def test_what_cannot_be_spread():
     expected = (
         "no attention that could be spread",
-        "one list of blocks",
+        "lists of blocks",
         "norm.weight is also used inside",
         "same number of tokens, got [4, 5]",
         "batch must be a tensor",
