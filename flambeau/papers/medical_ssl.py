@@ -27,8 +27,7 @@ from flambeau.experiment.representation.spark_gpu import step_ratio
 from flambeau.models.vision import ConvStages, resnet50
 from flambeau.symbolic import symbolize
 from flambeau.training import Trainer, WarmupCosine
-from flambeau.training.optimizers.lamb import LAMB
-from flambeau.training.optimizers.lars import LARS
+from flambeau.training.optimizers import LAMB, LARS
 from flambeau.training.self_supervised import BYOL, MoCoV2, SimCLR, SparK, SwAV
 from flambeau.training.self_supervised.recipe import Recipe
 

@@ -6,8 +6,7 @@ from flambeau.training.fine_tune import fine_tune
 from flambeau.training.interrupts import Interrupted
 from flambeau.training.layer_decay import LayerDecay
 from flambeau.training.loop import to_device
-from flambeau.training.optimizers.lamb import LAMB
-from flambeau.training.optimizers.lars import LARS
+from flambeau.training.optimizers import LAMB, LARS
 from flambeau.training.precision import Autocast, Precision
 from flambeau.training.progress import ConsoleProgress
 from flambeau.training.prototypes import fit_prototypes

@@ -20,7 +20,7 @@ from flambeau.training.click_through import (
     predict_logits,
     thin_negatives,
 )
-from flambeau.training.optimizers.lazy_adam import LazyAdam
+from flambeau.training.optimizers import LazyAdam
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from flambeau.data.seeding import derive_generator
 from flambeau.models.tabular.autoint import AutoInt
 from flambeau.models.tabular.explanation import ATTENTION_NOTE, agreement, mean_attention, pair_importance
 from flambeau.training.click_through import fit_clicks, negative_offset, predict_logits
-from flambeau.training.optimizers.lazy_adam import LazyAdam
+from flambeau.training.optimizers import LazyAdam
 from flambeau.training.trainer import Trainer
 
 

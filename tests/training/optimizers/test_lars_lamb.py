@@ -9,8 +9,7 @@ from torch import nn
 
 from flambeau.data import Batches
 from flambeau.training import Trainer
-from flambeau.training.optimizers.lamb import LAMB
-from flambeau.training.optimizers.lars import LARS
+from flambeau.training.optimizers import LAMB, LARS
 
 
 def problem():
