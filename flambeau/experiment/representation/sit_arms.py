@@ -18,12 +18,21 @@ from flambeau.data.subsets import per_class
 from flambeau.experiment.representation.attention_rollout import draw_rollout, rollout_maps
 from flambeau.experiment.representation.evaluation import accuracy, features, linear_probe, nearest_neighbours
 from flambeau.experiment.representation.figures import reconstruction_grid
-from flambeau.models.vision import ViT
+from flambeau.models.vision import ConvNet, ViT
 from flambeau.nn.sin_cos import sin_cos_positions
 from flambeau.objectives.masking import gmml_corrupt
 from flambeau.training import Fit, Trainer, WarmupCosine, fine_tune
 from flambeau.training.self_supervised.pretrain import pretrain
 from flambeau.training.self_supervised.sit import SiT, SiTClassifier
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Training with few labels: `layer_decay` is for pre-trained networks, the rest for all of them."""
+
+    trainer: Trainer
+    layer_decay: float
+    crop_scale: tuple[float, float]
 
 
 @dataclass
@@ -37,7 +46,7 @@ class Arms:
     crop_scale: tuple[float, float]
     batch_size: int
     training: Trainer
-    fine_tuning: Trainer
+    fine_tuning: FineTuning
     labels_per_class: int
     probe_cases: int
 
@@ -102,7 +111,7 @@ class Arms:
         }
         return {name: 100 * accuracy(scores, self.test.labels) for name, scores in found.items()}
 
-    def fine_tuned(self, name: str, network: nn.Module, draw: int = 0) -> float:
+    def fine_tuned(self, name: str, network: nn.Module, draw: int = 0, *, pretrained: bool) -> float:
         """Test accuracy in % after training on a draw of the few labels; ``network`` itself is not changed."""
         assert self.train.labels is not None and self.test.labels is not None
         few = self.train[per_class(self.train.labels, self.labels_per_class, derive_seed(self.run.seed, "draw", draw))]
@@ -114,15 +123,35 @@ class Arms:
         fine_tune(
             network.to(self.run.device),
             few,
-            trainer=self.fine_tuning,
-            batch_size=50,
-            transform=Compose(RandomResizedCrop(size, self.crop_scale), self.normalize),
+            trainer=self.fine_tuning.trainer,
+            batch_size=min(max(len(few) // 4, 1), 64),
+            transform=Compose(RandomResizedCrop(size, self.fine_tuning.crop_scale), self.normalize),
+            layer_decay=self.fine_tuning.layer_decay if pretrained else None,
             folder=self.run.folder / "train" / name,
             progress=self.run.progress,
             seed=self.run.seed,
         )
         logits = features(network, self.normalize(self.test.images))
         return 100 * float((logits.argmax(1) == self.test.labels).float().mean())
+
+
+def comparison(arms: Arms, networks: Mapping[str, ViT]) -> dict[str, dict[str, Any]]:
+    """Test accuracy in % of each network and of a CNN that is trained on the same few labels only.
+
+    "scratch" among the names is the network that is not pre-trained.
+    """
+    torch.manual_seed(derive_seed(arms.run.seed, "cnn"))
+    cnn = ConvNet((16, 32, 64), (1, 2, 2), pool=3, in_channels=arms.train.images.shape[1], classes=arms.classes)
+    rows: dict[str, dict[str, Any]] = {
+        name: {
+            "network": name,
+            "fine-tuned": arms.fine_tuned(f"{name}_tuned", network, pretrained=name != "scratch"),
+            **arms.frozen(network),
+        }
+        for name, network in networks.items()
+    }
+    tuned = arms.fine_tuned("CNN_tuned", cnn, pretrained=False)
+    return rows | {"CNN": {"network": "CNN", "fine-tuned": tuned, "linear probe": "", "20 nearest": ""}}
 
 
 def repaired(
@@ -172,7 +201,8 @@ def ablation_rows(arms: Arms, sit: Callable[..., SiT]) -> tuple[list[dict[str, A
     def row(column: str, name: str, method: SiT) -> dict[str, Any]:
         arms.pretrain(name, method, 1 if method.tasks == ("rec",) else 2)
         backbone = method.backbone
-        return {column: name, **arms.frozen(backbone), "fine-tuned": arms.fine_tuned(f"{name}_tuned", backbone)}
+        tuned = arms.fine_tuned(f"{name}_tuned", backbone, pretrained=True)
+        return {column: name, **arms.frozen(backbone), "fine-tuned": tuned}
 
     by_kind = [
         row("corruption", name, sit(2, ("rec",), partial(gmml_corrupt, drop=0.5, **options)))
@@ -183,18 +213,18 @@ def ablation_rows(arms: Arms, sit: Callable[..., SiT]) -> tuple[list[dict[str, A
 
 
 def digit_gains(
-    run: Any, training: Trainer, fine_tuning: Trainer, draws: int, corrupt: Callable[..., Any], hidden: int
+    run: Any, training: Trainer, fine_tuning: FineTuning, draws: int, corrupt: Callable[..., Any], hidden: int
 ) -> list[float]:
     """Gain in points of fine-tuning over scratch on 8x8 digits with 10 labels a class, for each draw of them."""
     train, test = digits().split((0.75, 0.25), run.seed)
     vit = partial(ViT, patch=2, width=64, depth=3, heads=4)
-    arms = Arms(run, train, test, vit, (0.6, 1.0), 64, training, fine_tuning, 10, len(train))
+    arms = Arms(run, train, test, vit, (0.6, 1.0), 32, training, fine_tuning, 10, len(train))
     method = SiT(arms.network(1), tasks=("rec",), corrupt=corrupt, hidden=hidden)
     arms.pretrain("digits", method, 1)
     gains = []
     for draw in range(draws):
         scores = [
-            arms.fine_tuned(f"digits_{name}_{draw}", network, draw)
+            arms.fine_tuned(f"digits_{name}_{draw}", network, draw, pretrained=name == "tuned")
             for name, network in (("tuned", method.backbone), ("scratch", arms.network(1)))
         ]
         gains.append(scores[0] - scores[1])
