@@ -101,7 +101,7 @@ def run(
     pool: Literal["mean", "max"] = "max",
     spark: Recipe = symbolize(Recipe)(
         symbolize(SparK).partial(mask_ratio=0.6, decoder_width=32),
-        symbolize(Trainer)(steps=160, optimizer=LAMB_.partial(lr=2e-2, weight_decay=0.04), schedule=COSINE, clip=5.0),
+        symbolize(Trainer)(steps=300, optimizer=LAMB_.partial(lr=2e-2, weight_decay=0.04), schedule=COSINE, clip=5.0),
         32,
     ),
     simclr: Recipe = symbolize(Recipe)(symbolize(SimCLR).partial(dim=64, temperature=0.2), SHORT, 64),
@@ -120,7 +120,7 @@ def run(
     repeats: int = 100,
     gate: Trainer = symbolize(Trainer)(steps=160, optimizer=LAMB_.partial(lr=0.04, weight_decay=0.05), schedule=COSINE),
     micrographs: Trainer = symbolize(Trainer)(
-        steps=180, optimizer=LAMB_.partial(lr=0.04, weight_decay=0.04), schedule=COSINE, clip=5.0
+        steps=300, optimizer=LAMB_.partial(lr=0.04, weight_decay=0.04), schedule=COSINE, clip=5.0
     ),
 ) -> None:
     """Pre-train one network without labels by several methods, then fine-tune it with few labels and compare AUCs.
