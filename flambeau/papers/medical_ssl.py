@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from flambeau.data import ImageSet, photos
+from flambeau.data import ImageSet
 from flambeau.data.images.near_duplicates import without_near_duplicates
 from flambeau.data.medical.head_phantoms import head_phantoms
 from flambeau.data.medical.images import medical_images
@@ -21,6 +21,7 @@ from flambeau.experiment.representation.medical_pretraining import (
     hidden_error,
     masked_views,
     measure_gains,
+    micrograph_error,
     pretrained,
 )
 from flambeau.experiment.representation.spark_gpu import step_ratio
@@ -192,20 +193,12 @@ def run(
     if made_up:
         scratch = {"scratch": partial(encoder, in_channels=plain.images.shape[1])}
         all_labels = tune(
-            scratch,
-            fractions=(1.0,),
-            seeds=1,
-            trainer=gate,
-            frozen=0.0,
-            repeats=0,
+            scratch, fractions=(1.0,), seeds=1, trainer=gate, frozen=0.0, repeats=0,
             folder=run.folder / "train" / "gate",
-        )
+        )  # fmt: skip
         run.measure("gate", value=all_labels[0]["accuracy"])
-        crops = photos(size, 600, gray=gray, seed=run.seed, names=("immunohistochemistry", "cell", "retina"))
-        learnt, held_out = crops.split((0.8, 0.2), run.seed)
         short = replace(spark, training=micrographs)
-        other = pretrained(run, ("spark",), {"spark": short}, encoder, learnt.images, pool, "micrographs_")[1]["spark"]
-        run.measure("micrographs", value=hidden_error(other, held_out.images, run.seed))
+        run.measure("micrographs", value=micrograph_error(run, short, encoder, size, gray, pool))
     else:
         for name in ("gate", "micrographs"):
             run.unmeasured(name, why="it is about the images that come with flambeau")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float32
 
+from flambeau.extras import require
 from flambeau.files import write_bytes
 
 MAX_PIXELS = 100_000_000  # of one slice
@@ -22,7 +23,7 @@ def read_slice(path: str | Path) -> tuple[Float[np.ndarray, "height width"], str
         ModuleNotFoundError: pydicom is not installed; the message has the pip line.
         ValueError: not a DICOM file, without pixels, several frames or colours, or too large; the message names it.
     """
-    pydicom = _pydicom()
+    pydicom = require("pydicom", "medical")
     try:
         file = pydicom.dcmread(path)
         size = int(file.Rows) * int(file.Columns)
@@ -123,11 +124,3 @@ def _dicom_files(folder: Path) -> Iterator[Path]:
         if path.is_file() and path.suffix.lower() in (".dcm", "") and not path.name.startswith("."):
             if path.suffix or path.name != "DICOMDIR":
                 yield path
-
-
-def _pydicom() -> Any:
-    try:
-        import pydicom
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError("DICOM needs pydicom: pip install 'flambeau[medical]'", name="pydicom") from None
-    return pydicom

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flambeau.data import derive_generator
+from flambeau.data import derive_generator, photos
 from flambeau.data.augment import Compose, RandomFlip, RandomResizedCrop
 from flambeau.data.medical.views import medical_views
 from flambeau.objectives.masking import random_cells
@@ -148,3 +148,16 @@ def measure_gains(run: Any, table: Sequence[Mapping[str, Any]], lost: Mapping[st
     else:
         best = max(contrastive)
         run.measure("contrastive", ours=means["spark"], baseline=best, value=means["spark"] - best)
+
+
+def micrograph_error(
+    run: Any, recipe: Recipe, encoder: Callable[..., nn.Module], size: int, gray: bool, pool: Literal["mean", "max"]
+) -> float:
+    """:func:`hidden_error` of SparK, trained on crops of photographs of stained tissue, cells and a retina, on others.
+
+    size: side of a crop in pixels. gray: one channel instead of three.
+    """
+    crops = photos(size, 600, gray=gray, seed=run.seed, names=("immunohistochemistry", "cell", "retina"))
+    learnt, held_out = crops.split((0.8, 0.2), run.seed)
+    trained = pretrained(run, ("spark",), {"spark": recipe}, encoder, learnt.images, pool, "micrographs_")[1]
+    return hidden_error(trained["spark"], held_out.images, run.seed)
